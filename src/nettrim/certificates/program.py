@@ -1,0 +1,275 @@
+"""Certificates of one program: is it feasible, and how far from optimal can it be?
+
+Everything is computed in float64 from the program, a weight and multipliers, whoever made them. With
+r = dual (samples, out) and t = r' inputs (out, in), weak duality gives for any feasible U and any scale s_m >= 0 of row m
+
+    penalty(U) >= sum_m s_m h_m - sum_g eps_g sqrt(sum_{m in g} s_m^2 n_m^2) - penalty*(s t),
+
+h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball; docs/mathematics.md
+derives it and the regularised form. Multipliers of the wrong sign are clipped, free columns are made to vanish,
+and the scales put s t into the domain of the conjugate, so every array yields a valid bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.errors import DataError, should
+from nettrim.programs import Program, group_sums
+
+_CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
+_ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What can be said of a weight without trusting the solver.
+
+    `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number no feasible
+    weight can undercut, `gap` = (objective - bound) / objective. `discrepancy` is the Frobenius norm of all distances.
+    `violation` is the worst excess over a constraint: (distance - eps) / eps of a group, or, for entries whose distance
+    must be zero, the excess over the norm of that neuron's responses. The `group_` arrays hold the same per budget group.
+    """
+
+    objective: float
+    bound: float
+    gap: float
+    discrepancy: float
+    violation: float
+    group_objective: Tensor  # (groups,) float64
+    group_bound: Tensor  # (groups,)
+    group_gap: Tensor  # (groups,)
+    group_discrepancy: Tensor  # (groups,)
+    group_violation: Tensor  # (groups,)
+
+    def holds(self, tolerance: float = 1e-4, feasibility: float = 1e-9) -> bool:
+        """Whether the weight is feasible and within `tolerance` of optimal, both relative."""
+        return self.violation <= feasibility and self.gap <= tolerance
+
+
+def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Certificate:
+    """The certificate of `weight` (out, in) for `program`, with multipliers `dual` (samples, out) from any source.
+
+    Without multipliers the bound is zero. Raises DataError when shapes do not fit or values are not finite.
+    """
+    _check("weight", weight, program.shape)
+    if dual is not None:
+        _check("dual", dual, tuple(program.upper.shape))
+    weight = weight.detach().to(program.inputs.device, torch.float64)
+    squares, excess = distances(program, weight)
+    value = program.penalty.to(weight).value(weight)
+    objective = group_sums(value, program.groups.to(value.device), program.group_count)
+    group_squares = group_sums(squares, program.groups.to(squares.device), program.group_count)
+    discrepancy = group_squares.sqrt()
+    violation = _group_max(excess, program)
+    if program.regularization is not None:
+        objective = objective + program.regularization * group_squares
+    else:
+        eps = _epsilon(program, discrepancy)
+        over = discrepancy - eps
+        scale = torch.where(eps > 0, eps, _response_scale(program))
+        violation = torch.maximum(violation, torch.where(over > 0, over / scale, 0.0))
+    bound = lower_bound(program, dual) if dual is not None else torch.zeros_like(objective)
+    if program.penalty.couples_rows:
+        objective, bound = _total_in_first(objective), _total_in_first(bound)
+    return Certificate(
+        objective=float(objective.sum()),
+        bound=float(bound.sum()),
+        gap=float(_gap(objective.sum(), bound.sum())),
+        discrepancy=float(group_squares.sum().sqrt()),
+        violation=float(violation.max()),
+        group_objective=objective,
+        group_bound=bound,
+        group_gap=_gap(objective, bound),
+        group_discrepancy=discrepancy,
+        group_violation=violation,
+    )
+
+
+def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row, in float64: the sum of squared distances counted in the ball, and the worst relative excess of the rest."""
+    squares = weight.new_zeros(weight.shape[0])
+    excess = weight.new_zeros(weight.shape[0])
+    norm = weight.new_zeros(weight.shape[0])
+    for chunk in _sample_chunks(program):
+        inputs, lower, upper = (array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper))
+        product = inputs @ weight.T
+        gap = product - product.clamp(lower, upper)
+        if program.constraint == "strict":
+            hard = lower != upper
+            excess = torch.maximum(excess, torch.where(hard, gap.abs(), 0.0).amax(dim=0))
+            gap = torch.where(hard, 0.0, gap)
+        squares += (gap**2).sum(dim=0)
+        norm += _finite_square(lower, upper).sum(dim=0)
+    scale = torch.where(norm > 0, norm.sqrt(), _response_scale(program))
+    return squares, torch.where(excess > 0, excess / scale, 0.0)
+
+
+def lower_bound(program: Program, dual: Tensor) -> Tensor:
+    """The dual bound of each budget group, (groups,) float64, at least 0; a penalty that couples rows: total in group 0."""
+    dual = dual.detach().to(program.inputs.device, torch.float64)
+    penalty = program.penalty.to(dual)
+    dual = _vanish_on_free_columns(program, dual, penalty.free(program.shape))
+    support, ball, transposed = _dual_sums(program, dual)
+    free = penalty.free(program.shape)
+    if free is not None:
+        reach = _reach(program, dual)
+        vanished = (torch.where(free, transposed.abs(), 0.0) <= _ROUNDING * reach).all(dim=1)
+        support = torch.where(vanished, support, 0.0)
+        ball = torch.where(vanished, ball, 0.0)
+        transposed = torch.where(vanished[:, None] & ~free, transposed, 0.0)
+    return _best_scale(program, penalty, support, ball, transposed)
+
+
+def _best_scale(program: Program, penalty, support: Tensor, ball: Tensor, transposed: Tensor) -> Tensor:
+    """Maximise the bound over the rows' scales, as far as closed forms go; any scale is valid."""
+    groups, count = program.groups.to(support.device), program.group_count
+    if penalty.couples_rows:
+        groups = torch.zeros_like(groups) if program.regularization is not None else groups
+    gauge = penalty.gauge(transposed)
+    limit = torch.where(gauge > 0, 1 / gauge, torch.inf)
+    bounds = []
+    for candidate in (limit.clamp(max=1.0), limit):
+        candidate = torch.where(torch.isfinite(candidate), candidate, 1.0)
+        candidate = torch.where(support > 0, candidate, 0.0)
+        for shrink in _shrinks(program, penalty):
+            bounds.append(_bound_at(program, penalty, candidate * shrink, support, ball, transposed, groups, count))
+    best = torch.stack(bounds).amax(dim=0).clamp(min=0)
+    if penalty.couples_rows:
+        total = torch.stack([bound.sum() for bound in bounds]).amax().clamp(min=0)
+        best = torch.zeros(program.group_count, dtype=best.dtype, device=best.device)
+        best[0] = total
+    return best
+
+
+def _shrinks(program: Program, penalty) -> list[float]:
+    """Further scales worth trying when the bound is not linear in the scale."""
+    if penalty.is_norm and program.regularization is None:
+        return [1.0]
+    return [1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05] if not penalty.is_norm else [1.0]
+
+
+def _bound_at(
+    program: Program, penalty, scale: Tensor, support: Tensor, ball: Tensor, transposed: Tensor, groups: Tensor, count: int
+) -> Tensor:
+    conjugate = penalty.conjugate(transposed * scale[:, None]) if not penalty.is_norm else 0.0
+    if program.regularization is not None:
+        curvature = ball**2 / (4 * program.regularization)  # sup of -s^2 |r|^2 / (4 lambda) + s h, row by row
+        if penalty.is_norm:
+            top = torch.where(curvature > 0, support / (2 * curvature), torch.inf)
+            if penalty.couples_rows:
+                total = (scale**2 * curvature).sum()
+                factor = torch.where(total > 0, (scale * support).sum() / (2 * total), 1.0).clamp(max=1.0)
+                scale = scale * factor
+            else:
+                scale = torch.minimum(scale, top)
+        return group_sums(scale * support - scale**2 * curvature - conjugate, groups, count)
+    norms = group_sums((scale * ball) ** 2, groups, count).sqrt()
+    return group_sums(scale * support - conjugate, groups, count) - _epsilon(program, norms) * norms
+
+
+def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h_m, n_m and t of the clipped multipliers."""
+    rows, columns = program.shape
+    support, squares = dual.new_zeros(rows), dual.new_zeros(rows)
+    transposed = dual.new_zeros(rows, columns)
+    for chunk in _sample_chunks(program):
+        inputs, lower, upper = (array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper))
+        part = _clip(dual[chunk], lower, upper)
+        support += (torch.where(part > 0, part * lower, 0.0) + torch.where(part < 0, part * upper, 0.0)).sum(dim=0)
+        counted = torch.where(lower != upper, 0.0, part) if program.constraint == "strict" else part
+        squares += (counted**2).sum(dim=0)
+        transposed += part.T @ inputs
+    return support, squares.sqrt(), transposed
+
+
+def _clip(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Multipliers may be positive only where `lower` is finite and negative only where `upper` is."""
+    part = torch.where(torch.isinf(lower), part.clamp(max=0), part)
+    return torch.where(torch.isinf(upper), part.clamp(min=0), part)
+
+
+def _vanish_on_free_columns(program: Program, dual: Tensor, free: Tensor | None) -> Tensor:
+    """Move the multipliers of two-sided entries, least squares, so that t is zero on free columns."""
+    if free is None:
+        return dual
+    lower, upper = program.lower, program.upper
+    dual = _clip(dual, lower.to(dual), upper.to(dual))
+    movable = torch.isfinite(lower) & torch.isfinite(upper)
+    for row in range(dual.shape[1]) if not bool((free == free[0]).all()) else [None]:
+        columns = (free[0] if row is None else free[row]).nonzero()[:, 0]
+        if not len(columns):
+            continue
+        picked = slice(None) if row is None else slice(row, row + 1)
+        basis = program.inputs[:, columns].to(torch.float64)
+        moved = movable[:, picked].to(torch.float64)
+        part = dual[:, picked]
+        for _ in range(2):  # the second pass removes the first one's rounding
+            residual = basis.T @ part  # (free, rows)
+            if len(columns) == 1:
+                step = residual / ((basis**2).T @ moved).clamp(min=torch.finfo(torch.float64).tiny)
+            else:
+                gram = torch.einsum("pi,pj,pm->mij", basis, basis, moved)
+                step = (torch.linalg.pinv(gram, hermitian=True) @ residual.T[:, :, None])[:, :, 0].T
+            part = part - moved * (basis @ step)
+        dual = part if row is None else torch.cat([dual[:, :row], part, dual[:, row + 1 :]], dim=1)
+    return dual
+
+
+def _reach(program: Program, dual: Tensor) -> Tensor:
+    """sum_p |r| |x|, the size against which t's rounding is measured, (out, in)."""
+    reach = dual.new_zeros(program.shape)
+    for chunk in _sample_chunks(program):
+        reach += dual[chunk].abs().T @ program.inputs[chunk].to(torch.float64).abs()
+    return reach
+
+
+def _sample_chunks(program: Program) -> Iterator[slice]:
+    rows, columns = program.shape
+    step = max(1, _CHUNK // (rows + columns))
+    for start in range(0, program.samples, step):
+        yield slice(start, start + step)
+
+
+def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.maximum(torch.nan_to_num(lower, posinf=0.0, neginf=0.0) ** 2, torch.nan_to_num(upper, posinf=0.0, neginf=0.0) ** 2)
+
+
+def _response_scale(program: Program) -> Tensor:
+    """A length for "relative" where the natural one is zero: the largest finite bound, or 1."""
+    finite = [array[torch.isfinite(array)] for array in (program.lower, program.upper)]
+    largest = max((float(values.abs().max()) for values in finite if values.numel()), default=0.0)
+    return torch.tensor(largest or 1.0, dtype=torch.float64, device=program.inputs.device)
+
+
+def _epsilon(program: Program, like: Tensor) -> Tensor:
+    assert program.epsilon is not None
+    return program.epsilon.to(like)
+
+
+def _group_max(values: Tensor, program: Program) -> Tensor:
+    result = values.new_zeros(program.group_count)
+    return result.scatter_reduce(0, program.groups.to(values.device), values, "amax")
+
+
+def _total_in_first(values: Tensor) -> Tensor:
+    spread = torch.zeros_like(values)
+    spread[0] = values.sum()
+    return spread
+
+
+def _gap(objective: Tensor, bound: Tensor) -> Tensor:
+    positive = objective > 0
+    return torch.where(positive, (objective - bound) / torch.where(positive, objective, 1.0), 0.0)
+
+
+def _check(name: str, array: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(array, Tensor) or tuple(array.shape) != tuple(shape):
+        got = f"shape {tuple(array.shape)}" if isinstance(array, Tensor) else type(array).__name__
+        raise DataError(should(name, f"a tensor of shape {tuple(shape)}", got))
+    if not bool(torch.isfinite(array).all()):
+        raise DataError(should(name, "finite", "NaN or infinity"))
