@@ -55,6 +55,10 @@ class Penalty(ABC):
     def with_free_columns(self, columns: Tensor) -> Penalty:
         """The same penalty with the columns marked in the mask `columns` (in,) costing nothing."""
 
+    def rescaled(self, factor: float) -> Penalty:
+        """The penalty as a function of weight / factor; a norm only changes by a constant and returns itself."""
+        return self
+
     def to(self, like: Tensor) -> Penalty:
         """The same penalty with its arrays on the device and in the dtype of `like`."""
         return self

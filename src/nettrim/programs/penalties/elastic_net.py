@@ -30,6 +30,10 @@ class ElasticNet(EntryCosts):
     def _with(self, costs: Tensor) -> Self:
         return type(self)(costs=costs, ridge=self.ridge)
 
+    def rescaled(self, factor: float) -> Self:
+        costs = torch.as_tensor(self.costs) * factor
+        return type(self)(costs=costs, ridge=self.ridge * factor)
+
     def value(self, weight: Tensor) -> Tensor:
         costs = self.full(weight)
         return torch.where(weight == 0, 0.0, (weight.abs() + self.ridge / 2 * weight**2) * costs).sum(dim=1)

@@ -1,0 +1,182 @@
+"""Batched ADMM: finds support and active samples, one shared factor, one penalty parameter a neuron.
+
+Splitting: min penalty(w) + indicator(z in C) subject to z = X u, w = u. The u-step solves (X'X + ratio I) u = rhs with a
+factor that no neuron's parameter changes, because both constraints of a neuron share its rho; prox and projection are
+closed forms. Over-relaxed; rho is set from the iterates at a few early iterations and then left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.programs import group_sums
+from nettrim.programs.penalties import Penalty
+from nettrim.solvers.problem import Problem
+
+RELAXATION = 1.7
+_TUNE_AT = (10, 20, 40, 80)
+_TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
+_TUNE_CLAMP = 3.0  # kept within this factor of the block's median
+
+
+@dataclass
+class Factor:
+    """(X'X + ratio I)^-1, shared by all neurons and independent of their parameters."""
+
+    inverse: Tensor  # (in, in)
+    ratio: float
+
+
+@dataclass
+class Admm:
+    """The running state of some rows; `step` advances it in place."""
+
+    problem: Problem
+    factor: Factor
+    inputs: Tensor  # (samples, in)
+    lower: Tensor
+    upper: Tensor
+    soft: Tensor | None
+    penalty: Penalty
+    rho: Tensor  # (rows, 1)
+    w: Tensor  # (rows, in)
+    b: Tensor  # w + scaled multiplier
+    z: Tensor  # (rows, samples)
+    a: Tensor  # z + scaled multiplier
+    shrink: Tensor  # (rows, 1): how much of the distance the last projection kept
+    iteration: int = 0
+
+    def step(self) -> None:
+        """One iteration: two large products, one small, elementwise work."""
+        rhs = torch.addmm((2 * self.w - self.b) * self.factor.ratio, 2 * self.z - self.a, self.inputs)
+        u = rhs @ self.factor.inverse
+        v = u @ self.inputs.T
+        lz = self.a - self.z
+        v.mul_(RELAXATION).add_(self.z, alpha=1 - RELAXATION).add_(lz)
+        lw = self.b - self.w
+        u.mul_(RELAXATION).add_(self.w, alpha=1 - RELAXATION).add_(lw)
+        self.a, self.b = v, u
+        self.w = self.penalty.prox(u, 1 / (self.rho * self.factor.ratio))
+        self.project()
+        self.iteration += 1
+        if self.iteration in _TUNE_AT:
+            self.tune()
+
+    def project(self) -> None:
+        """z = the projection of a on the constraint: on the box, then back towards the point until the distance is eps."""
+        box = torch.clamp(self.a, self.lower, self.upper)
+        gap = self.a - box
+        if self.soft is not None:
+            gap = gap * self.soft
+        squares = (gap * gap).sum(dim=1)
+        self.shrink = ball_shrink(squares, self.rho[:, 0], self.problem)[:, None]
+        self.z = box.addcmul_(gap, self.shrink)
+
+    def tune(self) -> None:
+        """rho from the present multipliers and responses, within a factor of the block's median."""
+        multiplier = self.rho[:, 0] * (self.a - self.z).norm(dim=1)
+        response = self.z.norm(dim=1)
+        usable = (multiplier > 0) & (response > 0)
+        if not bool(usable.any()):
+            return
+        target = _TUNE_GAIN * multiplier / response.clamp(min=1e-30)
+        median = target[usable].median()
+        target = torch.where(usable, target, median).clamp(median / _TUNE_CLAMP, median * _TUNE_CLAMP)
+        if self.penalty.couples_rows:
+            target = median.expand_as(target)
+        self.set_rho(target[:, None])
+
+    def set_rho(self, rho: Tensor) -> None:
+        """Change rho and keep the multipliers."""
+        change = self.rho / rho
+        self.a = self.z + (self.a - self.z) * change
+        self.b = self.w + (self.b - self.w) * change
+        self.rho = rho
+
+    def multipliers(self) -> Tensor:
+        """The dual estimate r (rows, samples), of the sign that certificates use."""
+        return -self.rho * (self.a - self.z)
+
+    def select(self, index: Tensor) -> None:
+        """Keep only some rows (whole budget groups)."""
+        self.problem = self.problem.select(index)
+        self.penalty = self.penalty.rows(index)
+        for name in ("lower", "upper", "rho", "w", "b", "z", "a", "shrink"):
+            setattr(self, name, getattr(self, name)[index])
+        if self.soft is not None:
+            self.soft = self.soft[index]
+
+
+def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
+    """rho / (rho + mu_g) per row, mu_g >= 0 the least that brings a group's distance within eps; mu = 2 lambda if regularised."""
+    if problem.regularization is not None:
+        return rho / (rho + 2 * problem.regularization)
+    assert problem.epsilon is not None
+    target = (problem.epsilon**2).to(squares)
+    count = problem.group_count
+    if count == len(squares):
+        return torch.where(squares > target, (target / squares).sqrt(), 1.0)
+    groups = problem.groups
+    mu = torch.zeros_like(target)
+    total = group_sums(squares, groups, count)
+    outside = total > target
+    if not bool(outside.any()):
+        return torch.ones_like(rho)
+    # 1 / sqrt(sum) is concave and nearly linear in mu: Newton from the left converges monotonically
+    for _ in range(30):
+        factor = rho / (rho + mu[groups])
+        total = group_sums(squares * factor**2, groups, count)
+        slope = group_sums(squares * factor**3 / rho, groups, count)
+        root = total.clamp(min=1e-30).sqrt()
+        step = torch.where(outside & (target > 0), (root / target.clamp(min=1e-30).sqrt() - 1) * total / slope.clamp(min=1e-30), 0.0)
+        mu = (mu + step).clamp(min=0)
+        if bool((step <= 1e-6 * mu).all()):
+            break
+    shrink = rho / (rho + mu[groups])
+    return torch.where((target == 0)[groups] & outside[groups], 0.0, shrink)
+
+
+def make_factor(problem: Problem) -> Factor:
+    """Factor X'X + ratio I once; ratio is small against the samples' sizes, so that z = X u rules."""
+    gram = problem.inputs_t @ problem.inputs_t.T
+    largest = float((problem.inputs_t**2).sum(dim=0).max())
+    ratio = 0.01 * largest if largest > 0 else 1.0
+    gram.diagonal().add_(ratio)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    return Factor(inverse.to(problem.inputs.dtype), ratio)
+
+
+def start(problem: Problem, factor: Factor, initial: Tensor | None = None) -> Admm:
+    """The first iterate: from `initial` (rows, in, scaled) if given, else from zero."""
+    dtype = problem.inputs.dtype
+    rows, columns = problem.rows, problem.inputs.shape[1]
+    lower, upper = problem.lower.to(dtype), problem.upper.to(dtype)
+    like = problem.inputs.new_zeros(rows, columns)
+    w = like if initial is None else initial.to(dtype)
+    z = w @ problem.inputs.T
+    target = torch.nan_to_num(lower.clamp(min=0), posinf=0.0, neginf=0.0) + torch.nan_to_num(
+        upper.clamp(max=0), posinf=0.0, neginf=0.0
+    )
+    squares = (target**2).sum(dim=1)
+    size = w.abs().sum(dim=1) if initial is not None else squares.sqrt() / problem.inputs.norm().clamp(min=1e-20)
+    rho = 50 * size / squares.clamp(min=1e-20)
+    usable = (squares > 0) & (rho > 0)
+    rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
+    return Admm(
+        problem=problem,
+        factor=factor,
+        inputs=problem.inputs,
+        lower=lower,
+        upper=upper,
+        soft=None if problem.soft is None else problem.soft.to(dtype),
+        penalty=problem.penalty.to(problem.inputs),
+        rho=rho,
+        w=w,
+        b=w.clone(),
+        z=z,
+        a=z.clone(),
+        shrink=torch.ones_like(rho),
+    )

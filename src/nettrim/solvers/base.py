@@ -1,0 +1,59 @@
+"""What every solver shares: its outcome, and how each neuron ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
+
+from nettrim.certificates import Certificate
+from nettrim.programs import Program
+
+
+class Status(Enum):
+    """How a neuron ended; the text says cause and cure."""
+
+    CERTIFIED = "Feasible and optimal within the tolerance."
+    ZERO = "The zero row is feasible, hence optimal."
+    LINEAR_PROGRAM = "Certified by the linear-programming fallback (HiGHS)."
+    GAP = "Feasible, but the gap is above the tolerance. Raise `max_iterations`, or accept the gap in the certificate."
+    DENSE = "Only the given initial weights are known to be feasible. Raise epsilon or `max_iterations`."
+    INFEASIBLE = "No weights satisfy the constraint; the multipliers prove it. Raise epsilon or the slack."
+    VIOLATED = "No feasible weights were found and infeasibility was not proved. Raise epsilon or `max_iterations`."
+
+    @property
+    def certified(self) -> bool:
+        return self in (Status.CERTIFIED, Status.ZERO, Status.LINEAR_PROGRAM)
+
+    @property
+    def feasible(self) -> bool:
+        return self not in (Status.INFEASIBLE, Status.VIOLATED)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A weight, the multipliers that back it, and how each neuron ended."""
+
+    weight: Tensor  # (out, in), in the dtype of the inputs
+    dual: Tensor  # (samples, out)
+    status: tuple[Status, ...]  # one a row
+    certificate: Certificate  # of exactly this weight and dual
+    iterations: int = 0
+    seconds: float = 0.0
+    gemms: float = 0.0  # work in units of one inputs @ weight.T
+    history: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def certified(self) -> bool:
+        """Whether every neuron is certified."""
+        return all(status.certified for status in self.status)
+
+
+class Solver(Protocol):
+    """A solver is an immutable value; `solve` is a pure function of the program."""
+
+    def solve(self, program: Program, tolerance: float, initial: Tensor | None) -> Solution:
+        """Solve `program`; `initial` (out, in), if given, should be feasible."""
+        ...
