@@ -1,0 +1,60 @@
+"""Cascade Net-Trim (N Algorithm 2): every layer on the trimmed network's inputs, towards the ORIGINAL responses.
+
+The only place where results flow back: new weights enter the next capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nettrim.layerwise import LayerOutcome, LayerTask, original_responses
+from nettrim.models.base import LayerSamples, Network
+from nettrim.recipe import Recipe
+
+_SAME = 1e-6  # inputs closer than this, relative, count as the original ones: float32 rounding leaves no less
+
+
+def trim_cascade(
+    network: Network,
+    original: Network,
+    batches: Sequence[object],
+    names: Sequence[str],
+    recipe: Recipe,
+    work: Callable[[LayerTask], LayerOutcome],
+) -> Iterator[LayerOutcome]:
+    """Outcomes in order of execution; `network` is updated after each, `original` is only read.
+
+    A layer whose inputs nothing has changed yet, as the first one, gets the recipe's epsilon. Any other gets eps^2 =
+    gamma times what its dense weights reach (N eq. 7, A eq. 19), so that they stay feasible. kappa falls on the
+    network's last layer alone (A section 3.3).
+    """
+    layers = {layer.name: layer for layer in original.layers}
+    last = original.layers[-1].name
+    for name in names:
+        now = network.capture(batches, [name])[name]
+        before = original.capture(batches, [name])[name]
+        if _moved(now, before):
+            responses = original_responses(layers[name], before.preactivations)
+            risk = recipe.kappa if name == last else 1.0
+            task = LayerTask(layers[name], now.inputs, responses, now.offset, recipe, "cascade", moved=True, kappa=risk)
+        else:
+            task = LayerTask(layers[name], before.inputs, None, before.offset, recipe, "cascade")
+        outcome = work(task)
+        network.update(name, outcome.weight, outcome.bias)
+        yield outcome
+
+
+def _moved(now: LayerSamples, before: LayerSamples) -> bool:
+    return _differ(now.inputs, before.inputs) or (
+        now.offset is not None and before.offset is not None and _differ(now.offset, before.offset)
+    )
+
+
+def _differ(now: Tensor, before: Tensor) -> bool:
+    if torch.equal(now, before):
+        return False
+    scale = float(before.to(torch.float64).norm())
+    return float((now - before).to(torch.float64).norm()) > _SAME * scale
