@@ -118,7 +118,8 @@ def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
     target = (problem.epsilon**2).to(squares)
     count = problem.group_count
     if count == len(squares):
-        return torch.where(squares > target, (target / squares).sqrt(), 1.0)
+        own = target[problem.groups]
+        return torch.where(squares > own, (own / squares).sqrt(), 1.0)
     groups = problem.groups
     mu = torch.zeros_like(target)
     total = group_sums(squares, groups, count)
