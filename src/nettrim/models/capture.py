@@ -1,0 +1,178 @@
+"""What layers see and answer: a listener that collects samples during a forward pass and proves its path."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nettrim.errors import ModelError, should
+from nettrim.models.base import LayerSamples
+from nettrim.models.match import Use
+from nettrim.models.operations import linear_call
+from nettrim.models.store import SampleStore, Writer
+from nettrim.models.trace import Call, Listener, Node, Trace
+from nettrim.models.unfold import patches, responses_at, rows_per_sample
+from nettrim.models.weights import Trimmable
+
+
+class Finished(BaseException):
+    """Raised through a forward pass when everything asked for has been collected."""
+
+
+@dataclass
+class Positions:
+    """Seeded positions of each sample, the same in every capture for a layer's name and use."""
+
+    limit: int | None
+    seed: int
+    _generators: dict[tuple[str, int], np.random.Generator] = field(default_factory=dict)
+
+    def draw(self, name: str, use: int, samples: int, count: int) -> Tensor | None:
+        """Flat positions (samples, limit), None for all of them."""
+        if self.limit is None or count <= self.limit:
+            return None
+        key = (name, use)
+        if key not in self._generators:
+            self._generators[key] = np.random.default_rng([self.seed, zlib.crc32(name.encode()), use])
+        ranks = self._generators[key].random((samples, count))
+        chosen = np.argpartition(ranks, self.limit - 1, axis=1)[:, : self.limit]
+        return torch.from_numpy(np.sort(chosen, axis=1))
+
+
+@dataclass
+class _Part:
+    """One use's share of one batch."""
+
+    positions: Tensor | None = None
+    inputs: Tensor | None = None
+    preactivations: Tensor | None = None
+    offset: Tensor | None = None
+
+
+class Collector(Listener):
+    """Collects the samples of some layers over many passes, checking that each takes the known path."""
+
+    def __init__(self, trace: Trace, layers: Sequence[Trimmable], positions: Positions, store: SampleStore) -> None:
+        self.trace = trace
+        self.positions = positions
+        self.layers = tuple(layers)
+        self.writers = {layer.name: _Writers(layer.name, store) for layer in layers}
+        self._applied: dict[int, list[tuple[Trimmable, int]]] = {}
+        self._added: dict[int, list[tuple[Trimmable, int, int]]] = {}
+        for layer in layers:
+            for place, use in enumerate(layer.uses):
+                self._applied.setdefault(use.node, []).append((layer, place))
+                for addition in use.additions:
+                    self._added.setdefault(addition.node, []).append((layer, place, addition.other))
+        self._last = max([*self._applied, *self._added], default=-1)
+        self._parts: dict[tuple[str, int], _Part] = {}
+        self.batch = -1
+
+    def start(self, batch: int) -> None:
+        """Begin a pass."""
+        self.batch = batch
+        self._parts = {(layer.name, place): _Part() for layer in self.layers for place in range(len(layer.uses))}
+
+    def finish(self) -> None:
+        """End a pass: its samples go to the store, use by use."""
+        for layer in self.layers:
+            for place in range(len(layer.uses)):
+                part = self._parts[layer.name, place]
+                if part.inputs is None or part.preactivations is None:
+                    raise self._strayed("an earlier end")
+                offset = part.offset
+                if offset is None and (layer.fixed_bias or any(use.additions for use in layer.uses)):
+                    offset = torch.zeros_like(part.preactivations)
+                self.writers[layer.name].append(part.inputs, part.preactivations, offset)
+        self._parts = {}
+
+    def samples(self) -> dict[str, LayerSamples]:
+        """All samples collected."""
+        return {name: writers.samples() for name, writers in self.writers.items()}
+
+    def before(self, node: Node) -> None:
+        expected = self.trace.nodes[node.index] if node.index < len(self.trace.nodes) else None
+        if expected is None or (node.name, node.inputs) != (expected.name, expected.inputs):
+            raise self._strayed(f"`{node.name}` as operation {node.index}", expected)
+        for layer, place, other in self._added.get(node.index, ()):
+            assert node.call is not None
+            self._add(layer.uses[place], self._parts[layer.name, place], node.call, other)
+
+    def after(self, node: Node) -> None:
+        if not node.same(self.trace.nodes[node.index]):
+            raise self._strayed(f"`{node.name}` writing elsewhere as operation {node.index}")
+        assert node.call is not None
+        for layer, place in self._applied.get(node.index, ()):
+            self._apply(layer, place, node)
+        for layer, place, _ in self._added.get(node.index, ()):
+            use, part = layer.uses[place], self._parts[layer.name, place]
+            if node.index == use.additions[-1].node:
+                part.preactivations = _kept(responses_at(node.call.out, use.geometry, part.positions))
+        if node.index == self._last:
+            raise Finished
+
+    def _apply(self, layer: Trimmable, place: int, node: Node) -> None:
+        use, part = layer.uses[place], self._parts[layer.name, place]
+        assert node.call is not None
+        call = linear_call(node.name, node.call.args, node.call.kwargs)
+        if call is None:
+            raise self._strayed(f"`{node.name}`")
+        out = node.call.out
+        samples, count = rows_per_sample(call.inputs, out, use.geometry)
+        part.positions = self.positions.draw(layer.name, place, samples, count)
+        part.inputs = _kept(patches(call.inputs, tuple(call.weight.shape[2:]), use.geometry, part.positions))
+        if not use.additions:
+            part.preactivations = _kept(responses_at(out, use.geometry, part.positions))
+        if layer.fixed_bias and call.bias is not None:
+            part.offset = _kept(call.bias.detach()).expand(part.inputs.shape[1], -1)
+
+    def _add(self, use: Use, part: _Part, call: Call, other: int) -> None:
+        this, that = call.args[1 - other], call.args[other]
+        branch = torch.as_tensor(that, device=this.device).to(this.dtype).expand_as(this)
+        offset = _kept(responses_at(branch, use.geometry, part.positions))
+        part.offset = offset if part.offset is None else part.offset + offset
+
+    def _strayed(self, got: str, expected: Node | None = None) -> ModelError:
+        wanted = f" where the example batch ran `{expected.name}`" if expected is not None else ""
+        return ModelError(
+            should(
+                "model",
+                "a network that runs the same operations on every batch",
+                f"{got}{wanted}, in batch {self.batch}",
+                "Control flow that depends on the data cannot be followed.",
+            )
+        )
+
+
+class _Writers:
+    """The three growing tensors of one layer."""
+
+    def __init__(self, name: str, store: SampleStore) -> None:
+        self.name, self.store = name, store
+        self.inputs: Writer = store.writer(f"{name}.inputs")
+        self.preactivations: Writer = store.writer(f"{name}.preactivations")
+        self.offset: Writer | None = None
+
+    def append(self, inputs: Tensor, preactivations: Tensor, offset: Tensor | None) -> None:
+        self.inputs.append(inputs.transpose(0, 1))  # the store grows along its first axis
+        self.preactivations.append(preactivations)
+        if offset is not None:
+            self.offset = self.offset or self.store.writer(f"{self.name}.offset")
+            self.offset.append(offset)
+
+    def samples(self) -> LayerSamples:
+        offset = None if self.offset is None else self.offset.finish()
+        return LayerSamples(self.inputs.finish().transpose(0, 1), self.preactivations.finish(), offset)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy in memory, float64 as it is and everything else as float32: the model may write over the original."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    tensor = tensor.detach()
+    dense = tensor.contiguous()
+    return dense.to("cpu", dtype, copy=dense is tensor)

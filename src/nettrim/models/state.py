@@ -1,0 +1,46 @@
+"""A module's tensors as a flat dictionary for safetensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nettrim.errors import ModelError, near, should
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers on the CPU, contiguous; tensors with several names under the first."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _distinct(module).items()}
+
+
+def restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a state into a module of the same structure. Raises ModelError when names or shapes differ."""
+    own = _distinct(module)
+    for name in tensors:
+        if name not in own:
+            raise ModelError(should("model", "the one that was trimmed", f"one without {name!r}", near(name, own)))
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise ModelError(should("model", "the one that was trimmed", f"one with {name!r} besides"))
+        if tensor.shape != tensors[name].shape:
+            got = f"{tuple(tensor.shape)} for {name!r} where {tuple(tensors[name].shape)} was saved"
+            raise ModelError(should("model", "the one that was trimmed", got))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _distinct(module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors, those that are one and the same once."""
+    seen: set[tuple[object, ...]] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        if key not in seen:
+            seen.add(key)
+            found[name] = tensor
+    return found

@@ -1,0 +1,103 @@
+"""Where samples live: in memory, or beyond a budget in memory-mapped .npy files written batch by batch."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_HEADER = 128  # bytes kept for the .npy header, rewritten when the number of rows is known
+
+
+class SampleStore:
+    """Tensors that grow row by row.
+
+    While all of them together stay under `memory_budget` bytes (None: no limit) they are plain tensors;
+    what comes after goes to files in a temporary directory. `paths` names the files, so that a worker can
+    open them itself instead of being sent their contents. `close` removes them, at the latest when the
+    store is collected.
+    """
+
+    def __init__(self, memory_budget: int | None = None, directory: Path | None = None) -> None:
+        self.memory_budget = memory_budget
+        self.used = 0
+        self.paths: dict[str, Path] = {}
+        self._parent = directory
+        self._directory: Path | None = None
+        self._cleaner: weakref.finalize | None = None
+
+    def writer(self, name: str) -> Writer:
+        """Begin a tensor."""
+        return Writer(self, name)
+
+    def fits(self, size: int) -> bool:
+        """Reserve memory for so many more bytes if the budget allows it."""
+        if self.memory_budget is not None and self.used + size > self.memory_budget:
+            return False
+        self.used += size
+        return True
+
+    def path(self, name: str) -> Path:
+        """A new file's path."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="nettrim-", dir=self._parent))
+            self._cleaner = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self.paths[name] = self._directory / f"{len(self.paths)}.npy"
+        return self.paths[name]
+
+    def close(self) -> None:
+        """Remove the files. Tensors already handed out stay readable until they are dropped."""
+        if self._cleaner is not None:
+            self._cleaner()
+        self._directory, self._cleaner, self.paths, self.used = None, None, {}, 0
+
+
+class Writer:
+    """One growing tensor of a store."""
+
+    def __init__(self, store: SampleStore, name: str) -> None:
+        self.store, self.name = store, name
+        self._parts: list[Tensor] = []
+        self._path: Path | None = None
+        self._rows = 0
+        self._like: Tensor | None = None
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (rows, ...) at the end; all calls agree in dtype and in the other dimensions."""
+        self._like = rows[:0]
+        self._rows += len(rows)
+        if self._path is None and self.store.fits(rows.numel() * rows.element_size()):
+            self._parts.append(rows)
+            return
+        if self._path is None:
+            self._path = self.store.path(self.name)
+            self._path.write_bytes(bytes(_HEADER))
+            for part in self._parts:
+                self.store.used -= part.numel() * part.element_size()
+                self._write(part)
+            self._parts = []
+        self._write(rows)
+
+    def finish(self) -> Tensor:
+        """The whole tensor. One from a file is mapped copy-on-write: writing to it never reaches the file."""
+        if self._path is None:
+            return torch.cat(self._parts) if len(self._parts) != 1 else self._parts[0].contiguous()
+        assert self._like is not None
+        array = self._like.numpy()
+        shape = (self._rows, *self._like.shape[1:])
+        description = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
+        text = repr(description).encode("latin1")
+        header = np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11) + b"\n"
+        with self._path.open("r+b") as file:
+            file.write(header)
+        return torch.from_numpy(np.load(self._path, mmap_mode="c", allow_pickle=False))
+
+    def _write(self, rows: Tensor) -> None:
+        assert self._path is not None
+        with self._path.open("ab") as file:
+            rows.contiguous().numpy().tofile(file)
