@@ -78,6 +78,12 @@ def report() -> Callable[..., Report]:
 
 
 @pytest.fixture
+def small(report: Callable[..., Report]) -> Report:
+    """A report whose page is quick to make: two figures."""
+    return report(make_skipped())
+
+
+@pytest.fixture
 def full(report: Callable[..., Report]) -> Report:
     """A report with everything a page can show, and names that attack it."""
     curve = [

@@ -131,11 +131,12 @@ def _small_png(encoded: str) -> str:
     from PIL import Image  # noqa: PLC0415  (comes with matplotlib)
 
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
-    colours, index = np.unique(pixels.reshape(-1, 4), axis=0, return_inverse=True)
+    words = np.ascontiguousarray(pixels).view(np.uint32).ravel()  # one number a colour
+    colours, index = np.unique(words, return_inverse=True)
     if len(colours) > 256:
         return "data:image/png;base64," + re.sub(r"\s", "", encoded)
     image: Any = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
-    image.putpalette(colours.astype(np.uint8).tobytes(), rawmode="RGBA")
+    image.putpalette(colours.tobytes(), rawmode="RGBA")
     buffer = io.BytesIO()
     image.save(buffer, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

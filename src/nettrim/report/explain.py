@@ -42,14 +42,14 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         "Refit",
         "When it is on, a second stage keeps the zeros where they are and moves the remaining weights to bring the "
-        "layer closer to its original responses. It can only lower a layer's own distance, never raise it, so "
-        "whatever held before the refit still holds.",
+        "layer closer to its original responses. It can only lower a layer's own distance, never raise it, so a "
+        "tolerance that was kept before it is kept after it.",
         "It is fitted to the calibration data. Being closer there does not guarantee better accuracy elsewhere, and"
         " the penalty of refitted weights may be larger than the gap suggests.",
     ),
     Promise(
         "Network bound",
-        "A theorem adds up the layers' tolerances into a limit for the whole network's output on the calibration "
+        "A theorem combines the layers' tolerances into a limit for the whole network's output on the calibration "
         "data. The measured discrepancy stands beside it and has to stay below it.",
         "It is a worst case, often far above what is measured, and it covers the calibration data only. The held-"
         "out figure is a measurement on data the trim never used; no theorem covers it. Where the network's "
@@ -96,7 +96,7 @@ def summary(report: Report) -> str:
 def _certified(report: Report) -> str:
     breached = [fmt.clean(layer.name) for layer in report.trimmed if rows.exceeds(layer)]
     if breached:
-        return f"Beyond its tolerance: {', '.join(breached)}. Do not rely on the certificates of this trim."
+        return f"Measured beyond the tolerance asked: {', '.join(breached)}. Do not rely on this trim."
     certified, total = sum(layer.certified for layer in report.trimmed), len(report.trimmed)
     if certified == total:
         layers = "The one trimmed layer carries" if total == 1 else f"All {total} trimmed layers carry"

@@ -76,8 +76,8 @@ def size(value: float | None) -> str:
     """Bytes, in decimal units: 1.23 MB."""
     if value is None or not known(value):
         return MISSING
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
             break
         value /= 1000
     return f"{value:.0f} B" if unit == "B" else f"{value:#.3g}".rstrip(".") + f" {unit}"
