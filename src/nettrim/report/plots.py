@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from nettrim.report import format as fmt
 from nettrim.report.canvas import PALETTE, SERIES, draw
 from nettrim.report.ink import magnitude_scale, weight_image
+from nettrim.report.rows import FEASIBILITY
 
 _ROW = 0.27  # inches a row in the charts with one row a layer
 _HOLLOW: dict[str, Any] = {"markerfacecolor": PALETTE["surface"], "markeredgewidth": 1.4}
@@ -65,7 +66,7 @@ def histogram(before: ArrayLike, after: ArrayLike, bins: int = 61, height: float
         axis.set_xlabel("weight")
         axis.set_ylabel("count (log)")
         axis.yaxis.set_major_formatter(lambda value, _: fmt.count(value))
-        axis.yaxis.set_minor_locator(_no_ticks())
+        axis.minorticks_off()
         axis.grid(axis="y")
         axis.legend(loc="upper right", handlelength=1.2, borderaxespad=0.0)
 
@@ -132,7 +133,7 @@ def tolerance_dots(
                     color=PALETTE["muted"],
                 )
                 continue
-            breach = fmt.known(asked) and fmt.known(reached) and reached > asked * (1 + 1e-6)
+            breach = fmt.known(asked) and fmt.known(reached) and reached > asked * (1 + FEASIBILITY)
             colour = PALETTE["bad"] if breach else PALETTE["measured"]
             if fmt.known(reached):
                 axis.plot([0, reached], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
@@ -185,7 +186,7 @@ def network_dots(bound: float | None, discrepancy: float | None, holdout: float 
         axis.set_xlim(lowest / 2, highest * 4)
         axis.locator_params(axis="x", numticks=6, **({} if highest > 30 * lowest else {"subs": (1.0, 2.0, 5.0)}))
         axis.xaxis.set_major_formatter(lambda value, _: fmt.setting(value))
-        axis.xaxis.set_minor_locator(_no_ticks())
+        axis.minorticks_off()
         for place, (_, value, colour, marker, solid) in enumerate(shown):
             at_zero = not value > 0
             at = lowest / 2 if at_zero else value
@@ -298,12 +299,6 @@ def _height(rows: Sequence[object]) -> float:
 
 def _percent_tick(value: float, _: object) -> str:
     return f"{round(100 * value, 4):g} %"
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator  # noqa: PLC0415
-
-    return NullLocator()
 
 
 def _matrix(weight: ArrayLike) -> NDArray[np.floating]:
