@@ -48,12 +48,12 @@ types: setup ## pyright on src
 contract: setup ## imports point downwards only
 	$(BIN)/lint-imports --no-cache
 
-lowest: setup ## run the quick tests on the lower bounds of all dependencies but torch
+lowest: setup ## run the quick tests on the lower bounds of all dependencies but torch and the tools
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	(grep '^torch==' constraints.txt; $(BIN)/python .ci/lowest.py) > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt torch
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt \
-		-e ".[dev,cli,report,onnx,solvers,demo,experiments]"
+		-e ".[cli,report,onnx,solvers,demo,experiments]" pytest pytest-xdist hypothesis onnxscript
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default -m "not slow and not browser and not ray" $(PYTEST_ARGS)
 
 bench-solver: setup ## time the solver beside general ones

@@ -1,11 +1,12 @@
-"""Print the lower bound of every dependency as a pin; torch is left to constraints.txt, for its build."""
+"""Print the lower bound of every dependency as a pin: all but torch, whose build constraints.txt decides, and the tools."""
 
 import re
 import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-groups = [project["dependencies"], *project["optional-dependencies"].values()]
+extras = project["optional-dependencies"]
+groups = [project["dependencies"], *(extras[name] for name in extras if name != "dev")]
 for requirement in sorted({line for group in groups for line in group}):
     bound = re.match(r"([\w-]+)>=([\w.]+)", requirement)
     if bound and bound[1] != "torch":
