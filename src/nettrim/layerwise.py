@@ -41,6 +41,10 @@ class LayerTask:
     scheme: str = "parallel"  # "parallel" or "cascade"
     moved: bool = False  # the inputs differ from the original network's, so eq. (7) of N gives epsilon
     kappa: float = 1.0  # risk coefficient, A section 3.3
+    before_refit: Tensor | None = (
+        None  # moved, after refits: the inputs that the select stage's weights would have made
+    )
+    before_refit_offset: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -81,28 +85,34 @@ class LayerOutcome:
     bias: Tensor | None  # (out,)
     backing: tuple[Backing, ...]
     distance: float  # of the returned weights' pre-activations to the preimages
+    samples: int  # rows of the inputs: samples, or samples times positions
     moved: bool
+    kappa: float
     notes: tuple[str, ...] = ()
 
+    def selected(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
+        """The select stage's weight (out, in) and bias."""
+        return _join(layer, [part.weight for part in self.backing])
 
-def trim_layer(task: LayerTask) -> LayerOutcome:
+
+def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> LayerOutcome:
     """Select, then refit where the recipe says so; everything reported is measured on the weights returned.
 
-    With kappa < 1 an infeasible program is solved again with kappa = 1, and a note says so. Raises DataError,
-    naming the layer, for samples that are not finite.
+    `device` is where the programs are solved. With kappa < 1 an infeasible program is solved again with kappa = 1, and
+    a note says so. Raises DataError, naming the layer, for samples that are not finite.
     """
     started = time.perf_counter()
     pieces = make_pieces(task)
-    solutions = [_solve(task, piece) for piece in pieces]
+    solutions = [_solve(task, piece, device) for piece in pieces]
     notes: tuple[str, ...] = ()
     if task.kappa < 1 and not all(status.feasible for one in solutions for status in one.status):
         cure = "the layer was solved with kappa = 1"
         notes = (f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.",)
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
-        solutions = [_solve(task, piece) for piece in pieces]
-    backing = tuple(Backing(solution.weight.to(task.layer.weight.dtype), solution.dual) for solution in solutions)
-    weight, bias = _join(task, [part.weight for part in backing])
+        solutions = [_solve(task, piece, device) for piece in pieces]
+    backing = tuple(Backing(_cast(task.layer, solution.weight), solution.dual) for solution in solutions)
+    weight, bias = _join(task.layer, [part.weight for part in backing])
     if task.recipe.refit:
         weight, bias = _refitted(task, pieces, weight, bias)
     outcome = conclude(task, pieces, backing, weight, bias)
@@ -128,7 +138,7 @@ def conclude(
     objective = math.fsum(certificate.objective for certificate in certificates)
     bound = math.fsum(certificate.bound for certificate in certificates)
     gap = (objective - bound) / objective if objective > 0 else 0.0
-    selected = measure(task, *_join(task, [part.weight for part in backing]))
+    selected = measure(task, *_join(task.layer, [part.weight for part in backing]))
     final = measure(task, weight, bias)
     epsilon = math.sqrt(math.fsum(piece.allowed for piece in pieces))
     feasibility = _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
@@ -153,7 +163,9 @@ def conclude(
         weight_before=layer.weight,
         weight_after=weight,
     )
-    return LayerOutcome(result, weight, bias, tuple(backing), final.distance, task.moved)
+    return LayerOutcome(
+        result, weight, bias, tuple(backing), final.distance, task.inputs.shape[1], task.moved, task.kappa
+    )
 
 
 def make_pieces(task: LayerTask) -> tuple[Piece, ...]:
@@ -174,10 +186,10 @@ def make_pieces(task: LayerTask) -> tuple[Piece, ...]:
             else (task.responses[:, part])
         )
         penalty = _penalty(recipe, layer, part, dense.shape)
-        build = _Build(task, activation, responses, offset, penalty, dense)
-        piece = build(part, inputs)
+        build = _Build(task, group, part, activation, responses, offset, penalty, dense)
+        piece = build(inputs)
         if inputs.dtype != torch.float64 and _tight(piece.program, responses):
-            piece = build(part, inputs.to(torch.float64))
+            piece = build(inputs.to(torch.float64))
         pieces.append(piece)
     return tuple(pieces)
 
@@ -187,13 +199,15 @@ class _Build:
     """Poses one piece's program in the precision of the inputs it is called with."""
 
     task: LayerTask
+    group: int
+    rows: slice
     activation: Activation
     responses: Tensor
     offset: Tensor | None
     penalty: Penalty
     dense: Tensor
 
-    def __call__(self, rows: slice, inputs: Tensor) -> Piece:
+    def __call__(self, inputs: Tensor) -> Piece:
         recipe = self.task.recipe
         slack = None
         if self.task.moved and recipe.constraint == "strict" and self.activation.name == "relu":
@@ -214,14 +228,15 @@ class _Build:
         beyond = 0.0
         if slack is not None:
             beyond = float(torch.where(torch.isinf(program.lower), slack.clamp(min=0), 0.0).square().sum())
-        return Piece(rows, program, self.dense, beyond)
+        return Piece(self.rows, program, self.dense, beyond)
 
     def _epsilon(self, program: Program) -> Tensor:
         """Absolute tolerance of each budget group, (groups,) float64."""
         task, recipe = self.task, self.task.recipe
         if task.moved:  # eq. (7) and (19): gamma times what the dense weights reach, group by group
-            squares, _ = distances(program, self.dense.to(program.inputs.device, torch.float64))
-            sums = group_sums(squares.cpu(), program.groups, program.group_count)
+            sums = self._reached(program)
+            if task.before_refit is not None:
+                sums = torch.maximum(sums, self._reached(self._before_refit(program)))
             return (recipe.gamma_of(task.name) * sums).sqrt()
         epsilon = recipe.epsilon_of(task.name)
         sizes = torch.bincount(program.groups).to(torch.float64)
@@ -231,6 +246,23 @@ class _Build:
         if recipe.budget == "neuron":
             return epsilon * squares.sqrt()  # A section 5.2
         return epsilon * squares.sum().sqrt() * (sizes / sizes.sum()).sqrt()  # A section 4.1
+
+    def _reached(self, program: Program) -> Tensor:
+        """The squared distance of the dense weights that counts in each group's ball, (groups,)."""
+        squares, _ = distances(program, self.dense.to(program.inputs.device, torch.float64))
+        return group_sums(squares.cpu(), program.groups, program.group_count)
+
+    def _before_refit(self, program: Program) -> Program:
+        """The same program at the inputs that stand for the error before any refit."""
+        task = self.task
+        assert task.before_refit is not None
+        inputs = task.before_refit[self.group]
+        inputs = _with_ones(inputs) if task.layer.bias is not None else inputs
+        offset = None if task.before_refit_offset is None else task.before_refit_offset[:, self.rows]
+        return Program.of(
+            self.activation, inputs.to(program.inputs), self.responses, 0.0, program.constraint, None,
+            program.groups, self.penalty, offset=offset,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -289,10 +321,10 @@ def original_responses(layer: Layer, preactivations: Tensor) -> Tensor:
     return get_activation(layer.activation).apply(preactivations.to(torch.float64))
 
 
-def _solve(task: LayerTask, piece: Piece) -> Solution:
+def _solve(task: LayerTask, piece: Piece, device: str | torch.device | None) -> Solution:
     feasible = task.kappa == 1.0  # the dense weights are, unless a risk is taken
     initial = piece.dense.to(piece.program.inputs) if feasible else None
-    return solve(piece.program, task.recipe.tolerance, initial=initial)
+    return solve(piece.program, task.recipe.tolerance, initial=initial, device=device)
 
 
 def _refitted(
@@ -302,8 +334,8 @@ def _refitted(
     parts = []
     for piece in pieces:
         selected = _augmented(weight[piece.rows], None if bias is None else bias[piece.rows])
-        parts.append(refit(piece.program, selected.to(piece.program.inputs)).to(weight.dtype))
-    new_weight, new_bias = _join(task, parts)
+        parts.append(_cast(task.layer, refit(piece.program, selected.to(piece.program.inputs), seed=task.recipe.seed)))
+    new_weight, new_bias = _join(task.layer, parts)
     before, after = measure(task, weight, bias).row_distances, measure(task, new_weight, new_bias).row_distances
     lower = torch.tensor([new <= old for new, old in zip(after, before, strict=True)], device=weight.device)
     if bias is not None and new_bias is not None:
@@ -311,11 +343,16 @@ def _refitted(
     return torch.where(lower[:, None], new_weight, weight), bias
 
 
-def _join(task: LayerTask, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def _cast(layer: Layer, weight: Tensor) -> Tensor:
+    """A weight as the network will keep it: whatever is reported is measured on that."""
+    return weight.to(layer.dtype or layer.weight.dtype).to(layer.weight.dtype)
+
+
+def _join(layer: Layer, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Weights and bias of a layer from its pieces' weights, in the layer's dtype and on its device."""
-    like = task.layer.weight
+    like = layer.weight
     whole = torch.cat([part.to(like) for part in parts])
-    if task.layer.bias is None:
+    if layer.bias is None:
         return whole.contiguous(), None
     return whole[:, :-1].contiguous(), whole[:, -1].contiguous()
 

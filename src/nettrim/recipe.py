@@ -76,8 +76,8 @@ class Recipe:
             raise RecipeError(should("positions", "None or a whole number >= 1", repr(self.positions)))
         if self.holdout is not None and not (_is_number(self.holdout) and 0 <= self.holdout < 1):
             raise RecipeError(should("holdout", "a fraction in [0, 1)", repr(self.holdout)))
-        if not (_is_number(self.tolerance) and self.tolerance > 0):
-            raise RecipeError(should("tolerance", "a finite number > 0", repr(self.tolerance)))
+        if not (_is_number(self.tolerance) and 0 < self.tolerance < 1):
+            raise RecipeError(should("tolerance", "a number in (0, 1)", repr(self.tolerance)))
         if not (_is_number(self.certificate_megabytes) and self.certificate_megabytes >= 0):
             raise RecipeError(should("certificate_megabytes", "a finite number >= 0", repr(self.certificate_megabytes)))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -158,11 +158,15 @@ class Recipe:
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """The recipe of a TOML document; raises RecipeError when it is not one."""
+        return cls.from_dict(cls.parse(text))
+
+    @staticmethod
+    def parse(text: str) -> dict[str, Any]:
+        """The options of a TOML document, unchecked; raises RecipeError when it is not one."""
         try:
-            data = tomllib.loads(text)
+            return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(should("recipe", "a TOML document", f"a mistake: {error}")) from error
-        return cls.from_dict(data)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

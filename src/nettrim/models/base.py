@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,7 @@ class Layer:
     weight: Tensor  # (out, in), a detached copy
     bias: Tensor | None  # (out,)
     groups: int = 1  # rows [g*out/groups, (g+1)*out/groups) read input group g
+    dtype: torch.dtype | None = None  # in which the network keeps the weight, where that is not weight.dtype
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""From a trained model and calibration data to a trimmed model and a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nettrim.errors import ModelError, RecipeError, should
+from nettrim.executors.base import Executor
+from nettrim.executors.local import LocalExecutor
+from nettrim.layerwise import LayerOutcome, trim_layer
+from nettrim.models.torch_network import TorchNetwork
+from nettrim.programs.penalties import Penalty
+from nettrim.progress import progress_listener
+from nettrim.recipe import Recipe
+from nettrim.report import Report
+from nettrim.results import Listener
+from nettrim.samples import Samples, split_samples
+from nettrim.saving import SavedTrim, save_trim
+from nettrim.schemes.whole import trim_network
+
+
+@dataclass(frozen=True, eq=False)
+class Trimmed:
+    """A trimmed model and everything that was measured of it."""
+
+    model: nn.Module  # a pruned copy, with the caller's training flags
+    report: Report
+    recipe: Recipe
+    layers: tuple[LayerOutcome, ...]  # the new weights of each trimmed layer, and what backs its certificate
+    plan: Mapping[str, Any]  # changes of structure (BatchNorm folded away), to be replayed when loading
+    samples: Samples
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write model.safetensors, report.json, recipe.toml and what `nettrim.verify` needs; no pickle.
+
+        The directory appears whole or not at all. One written by an earlier `save` is replaced; any other that is
+        not empty is refused. Raises InputError when it cannot be written.
+        """
+        trim = SavedTrim(self.model, self.report, self.recipe, self.layers, self.plan, self.samples)
+        return save_trim(trim, Path(directory))
+
+
+def trim(
+    model: nn.Module,
+    data: Any,
+    *,
+    epsilon: float | Mapping[str, float] | None = None,
+    relative: bool = True,
+    scheme: str | Mapping[str, str] = "parallel",
+    gamma: float | Mapping[str, float] = 1.1,
+    kappa: float = 1.0,
+    budget: str | int = "layer",
+    penalty: Penalty | Mapping[str, Penalty] | None = None,
+    penalize_bias: bool = False,
+    constraint: str = "distance",
+    slack: str = "published",
+    refit: bool = True,
+    targets: str | Iterable[str] | None = None,
+    ignore: str | Iterable[str] = (),
+    positions: int | None = None,
+    holdout: Any = None,
+    tolerance: float = 1e-4,
+    executor: Executor | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: bool | Listener = True,
+    recipe: Recipe | None = None,
+) -> Trimmed:
+    """Trim a trained network: the sparsest weights whose responses stay within a tolerance of the original ones.
+
+    model: a torch.nn.Module; it is not changed. data: a tensor (samples, ...) or an iterable of batches.
+    epsilon: tolerance of each layer, relative to the norm of its responses (absolute with relative=False).
+    holdout: None (a tenth of the data from 50 samples on), a fraction, or data of its own; measured on only.
+    executor: where layers of the parallel scheme are solved; None: threads of this process.
+    device: where programs are solved.
+    progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.
+    recipe: all options as one value; keyword options that are not at their defaults override it.
+    The other options are those of `nettrim.Recipe`. N Algorithms 1 and 2.
+
+    Raises RecipeError for an option, DataError for the data, ModelError for the model, each in one sentence.
+    """
+    options = {
+        "epsilon": epsilon,
+        "relative": relative,
+        "scheme": scheme,
+        "gamma": gamma,
+        "kappa": kappa,
+        "budget": budget,
+        "penalty": penalty,
+        "penalize_bias": penalize_bias,
+        "constraint": constraint,
+        "slack": slack,
+        "refit": refit,
+        "targets": targets,
+        "ignore": ignore,
+        "positions": positions,
+        "holdout": holdout if isinstance(holdout, int | float) else None,
+        "tolerance": tolerance,
+        "seed": seed,
+    }
+    recipe = _recipe(recipe, options)
+    _check_model(model)
+    samples = split_samples(model, data, recipe.holdout if holdout is None else holdout, recipe.seed)
+    network = build_network(model, samples, recipe, device)
+    with progress_listener(progress) as listener:
+        outcome = trim_network(
+            network,
+            samples.calibration,
+            samples.heldout,
+            recipe,
+            partial(trim_layer, device=device),
+            executor or LocalExecutor(1 if _is_gpu(device) else None),
+            listener,
+        )
+    result = outcome.result
+    if samples.note:
+        result = replace(result, notes=(*result.notes, samples.note))
+    report = Report(result, recipe=recipe.to_dict())
+    return Trimmed(network.module, report, recipe, outcome.layers, network.plan(), samples)
+
+
+def build_network(
+    model: nn.Module, samples: Samples, recipe: Recipe, device: str | torch.device | None = None
+) -> TorchNetwork:
+    """The model as layers that can be trimmed, as the recipe wants it."""
+    return TorchNetwork(
+        model,
+        samples.calibration[0],
+        targets=recipe.targets,
+        ignore=recipe.ignore,
+        positions=recipe.positions,
+        seed=recipe.seed,
+        device=device,
+    )
+
+
+def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
+    """The options given, over the recipe's where there is one."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        cure = "Read one with nettrim.Recipe.read(path)."
+        raise RecipeError(should("recipe", "a nettrim.Recipe", f"a {type(recipe).__name__}", cure))
+    default = {entry.name: entry.default for entry in fields(Recipe)}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and not (type(value) is type(default[name]) and value == default[name])
+    }
+    if recipe is not None:
+        return recipe.replace(**given)
+    if "epsilon" not in given:
+        cure = "Give a tolerance such as epsilon=0.05, or a recipe."
+        raise RecipeError(should("epsilon", "given", "None", cure))
+    return Recipe(**given)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(should("model", "a torch.nn.Module", f"a {type(model).__name__}"))
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            cure = "Load its weights first."
+            raise ModelError(should("model", "one with weights", f"{name!r} on the meta device", cure))
+
+
+def _is_gpu(device: str | torch.device | None) -> bool:
+    return device is not None and torch.device(device).type != "cpu"

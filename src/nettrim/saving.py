@@ -1,0 +1,241 @@
+"""A trim on disk: safetensors, JSON and TOML in one directory, which appears whole or not at all. No pickle anywhere.
+
+model.safetensors   the trimmed model's tensors         recipe.toml   every option
+proofs.safetensors  the select stage's weights and      report.json   the report as a dictionary
+                    multipliers, for `nettrim.verify`   nettrim.json  versions, hashes, structure, data digest
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from nettrim.errors import InputError, should
+from nettrim.layerwise import Backing, LayerOutcome
+from nettrim.models.state import state_of
+from nettrim.models.torch_network import load_into
+from nettrim.recipe import Recipe
+from nettrim.report import Report
+from nettrim.samples import Samples
+from nettrim.version import __version__
+
+FORMAT = 1
+MODEL, PROOFS, REPORT, RECIPE, INDEX = (
+    "model.safetensors", "proofs.safetensors", "report.json", "recipe.toml", "nettrim.json"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class SavedTrim:
+    """What goes into a directory."""
+
+    model: nn.Module
+    report: Report
+    recipe: Recipe
+    layers: tuple[LayerOutcome, ...]
+    plan: Mapping[str, Any]
+    samples: Samples
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTrim:
+    """What a directory holds, its hashes checked."""
+
+    tensors: dict[str, Tensor]
+    plan: Mapping[str, Any]
+    report: Mapping[str, Any]
+    recipe: Recipe
+    backing: dict[str, tuple[Backing, ...]]  # by layer
+    kappa: dict[str, float]  # by layer: the risk coefficient it was solved with
+    data: Mapping[str, Any]  # "sha256", "samples", "separate_holdout"
+
+
+def save_trim(trim: SavedTrim, directory: Path) -> Path:
+    """Write a trim; see `Trimmed.save`."""
+    proofs, layers = _proofs(trim)
+    files = {
+        MODEL: save_tensors(state_of(trim.model)),
+        PROOFS: save_tensors(proofs),
+        REPORT: _json(trim.report.to_dict()),
+        RECIPE: trim.recipe.to_toml().encode(),
+    }
+    index = {
+        "format": FORMAT,
+        "versions": {"nettrim": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "structure": dict(trim.plan),
+        "data": {
+            "sha256": trim.samples.digest,
+            "samples": trim.samples.count,
+            "separate_holdout": trim.samples.separate,
+        },
+        "layers": layers,
+    }
+    files[INDEX] = _json(index)
+    with _new_directory(directory) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+    return directory
+
+
+def load(directory: str | Path, model: nn.Module) -> nn.Module:
+    """The trimmed model of a directory: a copy of `model`, which gives the structure, with the saved weights.
+
+    Raises InputError for a directory that is not one of `save` or was changed since, ModelError when `model`
+    is not the one that was trimmed.
+    """
+    saved = read_trim(Path(directory))
+    return load_into(model, saved.tensors, saved.plan)
+
+
+def read_trim(directory: Path) -> LoadedTrim:
+    """Read a directory, checking every hash."""
+    index = _read_index(directory)
+    contents = {name: _read(directory, name, sha) for name, sha in index["files"].items()}
+    try:
+        tensors, proofs = load_tensors(contents[MODEL]), load_tensors(contents[PROOFS])
+        report = json.loads(contents[REPORT])
+        recipe = _recipe(contents[RECIPE].decode(), proofs)
+        backing = {
+            name: tuple(
+                Backing(proofs[f"weight.{place}.{piece}"], proofs.get(f"dual.{place}.{piece}"))
+                for piece in range(entry["pieces"])
+            )
+            for place, (name, entry) in enumerate(index["layers"].items())
+        }
+        kappa = {name: float(entry["kappa"]) for name, entry in index["layers"].items()}
+        return LoadedTrim(tensors, index["structure"], report, recipe, backing, kappa, index["data"])
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(should("directory", "one that `save` wrote", f"{str(directory)!r} ({error!r})")) from error
+
+
+def _proofs(trim: SavedTrim) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors that back the certificates, and what the index says of each layer."""
+    left = trim.recipe.certificate_megabytes * 2**20
+    tensors: dict[str, Tensor] = dict(_penalty_tensors(trim.recipe))
+    layers: dict[str, Any] = {}
+    for place, outcome in enumerate(trim.layers):
+        size = sum(4 * part.dual.numel() for part in outcome.backing if part.dual is not None)
+        kept = size <= left
+        left -= size if kept else 0
+        for piece, part in enumerate(outcome.backing):
+            tensors[f"weight.{place}.{piece}"] = part.weight.detach().cpu().contiguous()
+            if kept and part.dual is not None:  # any multipliers give a valid bound, so float32 is enough
+                tensors[f"dual.{place}.{piece}"] = part.dual.detach().to("cpu", torch.float32).contiguous()
+        layers[outcome.result.name] = {"pieces": len(outcome.backing), "kappa": outcome.kappa, "duals": kept}
+    return tensors, layers
+
+
+def _penalty_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
+    """Arrays of penalties, which the recipe file only names."""
+    penalties = recipe.penalty if isinstance(recipe.penalty, Mapping) else {"": recipe.penalty}
+    for name, penalty in penalties.items():
+        for key, value in vars(penalty).items():
+            if isinstance(value, Tensor) and value.ndim:
+                yield f"penalty.{name}.{key}", value.detach().cpu().contiguous()
+
+
+def _recipe(text: str, proofs: Mapping[str, Tensor]) -> Recipe:
+    """The recipe file with the arrays of its penalties put back."""
+    data = Recipe.parse(text)
+    penalty = data.get("penalty", {})
+    tables = {"": penalty} if "kind" in penalty else penalty
+    for name, table in tables.items():
+        for key in table:
+            if f"penalty.{name}.{key}" in proofs:
+                table[key] = proofs[f"penalty.{name}.{key}"]
+    return Recipe.from_dict(data)
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    if not (directory / INDEX).is_file():
+        got = f"{str(directory)!r}, which has no {INDEX}"
+        raise InputError(should("directory", "one that `save` wrote", got))
+    try:
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        version, names = index["format"], set(index["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(should("directory", f"one with a readable {INDEX}", f"{error!r}", "Save it again.")) from error
+    if version != FORMAT:
+        cure = "Read it with the version of nettrim that wrote it."
+        raise InputError(should("directory", f"in format {FORMAT}", f"format {version!r}", cure))
+    if names != {MODEL, PROOFS, REPORT, RECIPE}:
+        raise InputError(should("directory", "one with the files that `save` writes", f"{sorted(names)}"))
+    return index
+
+
+def _read(directory: Path, name: str, sha: str) -> bytes:
+    try:
+        content = (directory / name).read_bytes()
+    except OSError as error:
+        got = f"{str(directory)!r} without a readable {name} ({error.strerror})"
+        raise InputError(should("directory", "complete", got, "Save it again.")) from error
+    if hashlib.sha256(content).hexdigest() != sha:
+        raise InputError(should("directory", "as `save` left it", f"a changed {name}", "Save it again."))
+    return content
+
+
+@contextmanager
+def _new_directory(directory: Path) -> Iterator[Path]:
+    """A temporary directory beside `directory` that takes its place when all went well."""
+    if directory.exists() and not _replaceable(directory):
+        got = f"{str(directory)!r}, which holds something else"
+        raise InputError(should("directory", "new, empty, or one that `save` wrote", got, "Choose another name."))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        got = f"{str(directory)!r} ({error.strerror})"
+        raise InputError(should("directory", "one that can be written", got, "Choose another place.")) from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace(temporary, directory)
+    except OSError as error:
+        got = f"{str(directory)!r} ({error.strerror})"
+        raise InputError(should("directory", "one that can be written", got, "Choose another place.")) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, directory: Path) -> None:
+    """Rename into place; what stood there is moved aside first and put back if that fails."""
+    if not directory.exists():
+        temporary.rename(directory)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / "old"
+    directory.rename(aside)
+    try:
+        temporary.rename(directory)
+    except OSError:
+        aside.rename(directory)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _replaceable(directory: Path) -> bool:
+    if not directory.is_dir():
+        return False
+    entries = [entry.name for entry in directory.iterdir()]
+    return not entries or INDEX in entries
+
+
+def _json(data: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,147 @@
+"""A whole network: its layers by their schemes, then the bound beside what was measured end to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.certificates.network import Link, network_bounds, operator_norm
+from nettrim.errors import DataError, should
+from nettrim.executors.base import Executor
+from nettrim.layerwise import LayerOutcome
+from nettrim.models.base import Network
+from nettrim.recipe import Recipe
+from nettrim.results import LayerResult, Listener, NetworkResult, TrimResult
+from nettrim.schemes.run import Trimmer, run_schemes
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkOutcome:
+    """What came out of a network: the record, and every layer's outcome with what backs it."""
+
+    result: TrimResult
+    layers: tuple[LayerOutcome, ...]
+
+
+def trim_network(
+    network: Network,
+    calibration: Sequence[object],
+    heldout: Sequence[object],
+    recipe: Recipe,
+    work: Trimmer,
+    executor: Executor,
+    listener: Listener,
+    kept: Mapping[str, Tensor] | None = None,
+) -> NetworkOutcome:
+    """Trim `network` in place on the calibration batches and measure it on both.
+
+    `kept` has the weights (out, in) of layers that are not trimmed, where they are known: a chain's
+    bound needs them. Raises DataError when the network computes numbers that are not finite.
+    """
+    started = time.perf_counter()
+    original = network.copy()
+    recipe.check_layers([layer.name for layer in original.layers])
+    notes = []
+    if recipe.kappa < 1 and recipe.scheme_of(original.layers[-1].name) != "cascade":
+        notes.append("kappa has no effect: it belongs to a last layer in the cascade scheme.")
+    before = _outputs(original, calibration)
+    outcomes = run_schemes(network, original, calibration, recipe, work, executor, listener)
+    after = _outputs(network, calibration)
+    bound, reason, theorem = _bound(original, outcomes, recipe, before, kept or {})
+    held = _outputs(original, heldout) if heldout else None
+    measured = NetworkResult(
+        bound=bound,
+        bound_reason=reason,
+        discrepancy=relative_discrepancy(before, after),
+        discrepancy_holdout=None if held is None else relative_discrepancy(held, _outputs(network, heldout)),
+        theorem=theorem,
+        samples=len(before),
+        samples_holdout=0 if held is None else len(held),
+    )
+    schemes = {outcome.result.scheme for outcome in outcomes}
+    result = TrimResult(
+        layers=_in_order(original, outcomes),
+        network=measured,
+        seconds=time.perf_counter() - started,
+        scheme=schemes.pop() if len(schemes) == 1 else "mixed",
+        notes=(*notes, *(note for outcome in outcomes for note in outcome.notes)),
+    )
+    return NetworkOutcome(result, outcomes)
+
+
+def relative_discrepancy(before: Tensor, after: Tensor) -> float:
+    """||after - before|| / ||before|| in float64; absolute where `before` is zero (A eq. 29)."""
+    reference = before.detach().to(torch.float64)
+    difference = float((after.detach().to(torch.float64) - reference).norm())
+    norm = float(reference.norm())
+    return difference / norm if norm > 0 else difference
+
+
+def _bound(
+    original: Network, outcomes: Sequence[LayerOutcome], recipe: Recipe, before: Tensor, kept: Mapping[str, Tensor]
+) -> tuple[float | None, str, str]:
+    """(relative bound, why there is none, which recursion)."""
+    if original.chain is None:
+        return None, "the network is not a plain chain of trimmed layers, which is what the theorems cover", ""
+    made = {outcome.result.name: outcome for outcome in outcomes}
+    weights = {layer.name: layer.weight for layer in original.layers}
+    unknown = [name for name in original.chain if name not in made and name not in kept]
+    if unknown:
+        return None, f"the norm of layer {unknown[0]!r}, which was not trimmed, is not known", ""
+    rows = {outcome.samples for outcome in outcomes}
+    if rows != {before.numel() // before.shape[-1]}:
+        return None, "only some positions of each sample were used, so the layers' distances cover a part", ""
+    links = []
+    for name in original.chain:
+        if name not in made:
+            norm = operator_norm(kept[name])
+            links.append(Link(name, "kept", 0.0, norm, norm))
+            continue
+        outcome = made[name]
+        norm, norm_before = operator_norm(outcome.weight), operator_norm(weights[name])
+        if outcome.moved:
+            gamma = None if recipe.refit else recipe.gamma_of(name)  # with refits eq. (8) is not implied
+            links.append(Link(name, "cascade", outcome.distance, norm, norm_before, gamma))
+        elif outcome.result.scheme == "cascade":  # inputs equal up to rounding: either weight may carry it on
+            links.append(Link(name, "parallel", outcome.distance, max(norm, norm_before), norm_before))
+        else:
+            links.append(Link(name, "parallel", outcome.distance, norm, norm_before))
+    absolute = network_bounds(links)[-1]
+    norm = float(before.to(torch.float64).norm())
+    used = {link.scheme for link in links} - {"kept"}
+    theorem = "Theorem 2" if used == {"cascade"} or recipe.scheme == "cascade" else "Theorem 1"
+    theorem = "Theorems 1 and 2" if recipe.scheme not in ("parallel", "cascade") else theorem
+    return (absolute / norm if norm > 0 else absolute), "", f"{theorem} with measured distances and operator norms"
+
+
+def _outputs(network: Network, batches: Sequence[object]) -> Tensor:
+    outputs = network.outputs(batches)
+    if not bool(torch.isfinite(outputs).all()):
+        cure = "Check the model's weights and the scale of the data."
+        raise DataError(should("data", "such that the network computes finite outputs", "NaN or infinity", cure))
+    return outputs
+
+
+def _in_order(original: Network, outcomes: Sequence[LayerOutcome]) -> tuple[LayerResult, ...]:
+    """All layers, trimmed and skipped, in the chain's order where there is one."""
+    results = [outcome.result for outcome in outcomes]
+    results += [
+        LayerResult(
+            name=skipped.name,
+            kind=skipped.kind,
+            shape=skipped.shape,
+            activation="",
+            nonzeros_before=skipped.nonzeros,
+            nonzeros_after=skipped.nonzeros,
+            skipped=skipped.reason,
+        )
+        for skipped in original.skipped
+    ]
+    if original.chain is not None:
+        place = {name: index for index, name in enumerate(original.chain)}
+        results.sort(key=lambda result: place.get(result.name, len(place)))
+    return tuple(results)

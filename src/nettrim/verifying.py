@@ -1,0 +1,120 @@
+"""Re-derive every claim of a saved trim from its files, the original model and the calibration data alone.
+
+No solver runs: the multipliers that were saved prove the optimality gaps again, and all else is measured again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nettrim.api import build_network
+from nettrim.errors import DataError, ModelError, should
+from nettrim.executors.local import LocalExecutor
+from nettrim.layerwise import LayerOutcome, LayerTask, conclude, make_pieces
+from nettrim.models.torch_network import load_into
+from nettrim.report import Report
+from nettrim.samples import split_samples
+from nettrim.saving import read_trim
+from nettrim.schemes.whole import trim_network
+
+_ROUNDING = 1e-5  # other machines sum in another order, and multipliers are kept in float32
+
+
+@dataclass(frozen=True, eq=False)
+class VerifyReport:
+    """What a re-derivation found: the report made anew, and every claim that does not hold."""
+
+    report: Report
+    failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim of the saved report was confirmed."""
+        return not self.failures
+
+    def __str__(self) -> str:
+        verdict = "every claim holds" if self.holds else f"{len(self.failures)} claims do not hold"
+        lines = [str(self.report), "", f"verified: {verdict}"]
+        return "\n".join([*lines, *(f"fails: {text}" for text in self.failures), *(f"note: {n}" for n in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict and the new report in JSON's types."""
+        return {
+            "holds": self.holds,
+            "failures": list(self.failures),
+            "notes": list(self.notes),
+            "report": self.report.to_dict(),
+        }
+
+
+def verify(directory: str | os.PathLike[str], model: nn.Module, data: Any) -> VerifyReport:
+    """Check a saved trim against the original `model` and the `data` it was made with.
+
+    Re-derives every layer's epsilon, distance, discrepancy and optimality gap, the network's bound and discrepancies,
+    and compares them with report.json. Raises InputError for a directory that is damaged, DataError for other
+    data (checked by digest), ModelError for another model.
+    """
+    saved = read_trim(Path(directory))
+    recipe = saved.recipe
+    holdout = 0.0 if saved.data["separate_holdout"] else recipe.holdout
+    samples = split_samples(model, data, holdout, recipe.seed)
+    if samples.digest != saved.data["sha256"]:
+        cure = "Give the file or tensor that the model was trimmed with."
+        raise DataError(should("data", "the data that the certificates were made with", "other data", cure))
+    network = build_network(model, samples, recipe)
+    trimmed = build_network(load_into(model, saved.tensors, saved.plan), samples, recipe)
+    weights = {layer.name: layer for layer in trimmed.layers}
+    if {layer.name for layer in network.layers} != set(saved.backing):
+        raise ModelError(should("model", "the one that was trimmed", "one with other layers"))
+
+    def check(task: LayerTask) -> LayerOutcome:
+        task = replace(task, kappa=saved.kappa[task.name])
+        layer = weights[task.name]
+        return conclude(task, make_pieces(task), saved.backing[task.name], layer.weight, layer.bias)
+
+    outcome = trim_network(
+        network, samples.calibration, samples.heldout, recipe, check, LocalExecutor(1), lambda event: None
+    )
+    report = Report(outcome.result, recipe=recipe.to_dict())
+    notes = tuple(
+        f"{name}: its multipliers were too large to keep, so its gap cannot be confirmed."
+        for name, backing in saved.backing.items()
+        if any(part.dual is None for part in backing)
+    )
+    unproved = {name for name, backing in saved.backing.items() if any(part.dual is None for part in backing)}
+    return VerifyReport(report, tuple(_failures(saved.report, report.to_dict(), unproved)), notes)
+
+
+def _failures(claimed: Mapping[str, Any], found: Mapping[str, Any], unproved: set[str]) -> list[str]:
+    """Every claim of the saved report that the new one does not confirm."""
+    failures = []
+    new = {layer["name"]: layer for layer in found["layers"]}
+    for layer in claimed["layers"]:
+        name, other = layer["name"], new.get(layer["name"])
+        if other is None or layer["skipped"] is not None:
+            continue
+        if layer["nonzeros_after"] != other["nonzeros_after"]:
+            failures.append(f"{name}: {other['nonzeros_after']} weights, not {layer['nonzeros_after']}")
+        for key in ("epsilon", "discrepancy", "distance"):
+            failures += _grown(f"{name}: {key}", layer.get(key), other.get(key))
+        if name not in unproved:
+            failures += _grown(f"{name}: gap", layer.get("gap"), other.get("gap"))
+            if layer["certified"] and not other["certified"]:
+                failures.append(f"{name}: not certified any more")
+    for key in ("discrepancy", "discrepancy_holdout", "bound"):
+        failures += _grown(f"network: {key}", claimed["network"].get(key), found["network"].get(key))
+    return failures
+
+
+def _grown(what: str, claimed: float | None, found: float | None) -> list[str]:
+    """A failure when a number is larger than claimed by more than rounding."""
+    if claimed is None or found is None or found <= claimed + _ROUNDING * max(abs(claimed), 1e-2):
+        return []
+    return [f"{what} is {found:.6g}, not {claimed:.6g}"]
