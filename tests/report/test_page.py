@@ -138,9 +138,9 @@ def test_five_large_layers_stay_small_and_quick(
 ) -> None:
     large = layer("large", (1000, 4000), 0.93)
     layers = [replace(large, name=f"layer {index}") for index in range(5)]
-    started = time.perf_counter()
+    started = time.process_time()
     path = report(*layers).to_html(tmp_path / "r.html")
-    assert time.perf_counter() - started < 15.0
+    assert time.process_time() - started < 15.0
     assert path.stat().st_size < 3_000_000
 
 

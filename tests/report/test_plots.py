@@ -64,9 +64,9 @@ def test_degenerate_matrices_draw(weight: np.ndarray) -> None:
 def test_a_huge_layer_is_quick_and_small() -> None:
     before = np.random.default_rng(0).standard_normal((1000, 4000))
     after = np.where(np.abs(before) > 1.6, before, 0)
-    started = time.perf_counter()
+    started = time.process_time()
     size = len(plots.adjacency(before, after)) + len(plots.histogram(before, after))
-    assert time.perf_counter() - started < 3.0
+    assert time.process_time() - started < 3.0
     assert size < 600_000
 
 
