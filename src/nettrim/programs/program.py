@@ -177,6 +177,16 @@ class Program:
             penalty=self.penalty.rows(index),
         )
 
+    def to(self, device: torch.device) -> Program:
+        """The same program on another device; group indices stay on the CPU."""
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            lower=self.lower.to(device),
+            upper=self.upper.to(device),
+            penalty=self.penalty.to(self.inputs.new_zeros((), dtype=torch.float64, device=device)),
+        )
+
 
 def _matrix(name: str, array: Tensor) -> Tensor:
     if not isinstance(array, Tensor) or array.ndim != 2:

@@ -17,7 +17,7 @@ from nettrim.programs.penalties import Penalty
 from nettrim.solvers.problem import Problem
 
 RELAXATION = 1.7
-_TUNE_AT = (10, 20, 40, 80)
+_TUNE_AT = (40, 80)
 _TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
 _TUNE_CLAMP = 3.0  # kept within this factor of the block's median
 
@@ -151,18 +151,17 @@ def make_factor(problem: Problem) -> Factor:
 
 
 def start(problem: Problem, factor: Factor, initial: Tensor | None = None) -> Admm:
-    """The first iterate: from `initial` (rows, in, scaled) if given, else from zero."""
+    """The first iterate, zero; `initial` (rows, in, scaled) only tells how large the penalty may be."""
     dtype = problem.inputs.dtype
     rows, columns = problem.rows, problem.inputs.shape[1]
     lower, upper = problem.lower.to(dtype), problem.upper.to(dtype)
-    like = problem.inputs.new_zeros(rows, columns)
-    w = like if initial is None else initial.to(dtype)
+    w = problem.inputs.new_zeros(rows, columns)
     z = w @ problem.inputs.T
     target = torch.nan_to_num(lower.clamp(min=0), posinf=0.0, neginf=0.0) + torch.nan_to_num(
         upper.clamp(max=0), posinf=0.0, neginf=0.0
     )
     squares = (target**2).sum(dim=1)
-    size = w.abs().sum(dim=1) if initial is not None else squares.sqrt() / problem.inputs.norm().clamp(min=1e-20)
+    size = _starting_size(problem, target.to(torch.float64)) if initial is None else initial.abs().sum(dim=1).to(dtype)
     rho = 50 * size / squares.clamp(min=1e-20)
     usable = (squares > 0) & (rho > 0)
     rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
@@ -181,3 +180,9 @@ def start(problem: Problem, factor: Factor, initial: Tensor | None = None) -> Ad
         a=z.clone(),
         shrink=torch.ones_like(rho),
     )
+
+
+def _starting_size(problem: Problem, target: Tensor) -> Tensor:
+    """A guess of each row's penalty without a warm start: a few times the least one that duality with r = target allows."""
+    correlation = (target @ problem.inputs_t.T).abs().amax(dim=1)
+    return (4 * (target**2).sum(dim=1) / correlation.clamp(min=1e-20)).to(problem.inputs.dtype)

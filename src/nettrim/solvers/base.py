@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from nettrim.certificates import Certificate
@@ -49,6 +50,10 @@ class Solution:
     def certified(self) -> bool:
         """Whether every neuron is certified."""
         return all(status.certified for status in self.status)
+
+    def to(self, device: torch.device) -> Solution:
+        """The same solution on another device."""
+        return replace(self, weight=self.weight.to(device), dual=self.dual.to(device))
 
 
 class Solver(Protocol):

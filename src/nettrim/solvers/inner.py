@@ -1,0 +1,181 @@
+"""The lasso of one quadratic per row, by a primal-dual active set; see `polish` for the mathematics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nettrim.solvers.problem import Problem
+
+_PASSES = 20
+_CAUTION = 8  # passes after which only the worst feature enters
+
+
+class RowModel:
+    """|X_A u - b|^2 of one row on a working set of features, its Gram matrix updated instead of recomputed."""
+
+    def __init__(self, inputs_t: Tensor) -> None:
+        self.inputs_t = inputs_t
+        self.features = torch.empty(0, dtype=torch.int64, device=inputs_t.device)
+        self.active = torch.zeros(inputs_t.shape[1], dtype=torch.bool, device=inputs_t.device)
+        self.gram = inputs_t.new_zeros(0, 0)
+        self.binding: Tensor | None = None
+        self.costs = self.v = self.signs = self.nu = inputs_t.new_zeros(0)
+        self.free = self.active
+        self.dirty = True
+
+    def update(self, wanted: Tensor, active: Tensor) -> None:
+        """Extend the working set to the mask `wanted`, and let the samples in the mask `active` count."""
+        changed = (active != self.active).nonzero()[:, 0]
+        count = int(active.sum())
+        if len(self.features) and len(changed) < count // 2:
+            part = self.inputs_t[self.features][:, changed]
+            signed = torch.where(active[changed], part, -part)
+            self.gram = self.gram + signed @ part.T
+        else:
+            self.features = self.features[:0]
+        self.active = active
+        known = torch.zeros_like(wanted)
+        known[self.features] = True
+        added = (wanted & ~known).nonzero()[:, 0]
+        if not len(added):
+            return
+        features = torch.cat([self.features, added])
+        part = self.inputs_t[features]
+        part = part[:, active.nonzero()[:, 0]] if count < 0.7 * len(active) else part * active
+        cross = part @ part[len(self.features) :].T
+        size = len(features)
+        gram = part.new_empty(size, size)
+        gram[: len(self.features), : len(self.features)] = self.gram
+        gram[:, len(self.features) :] = cross
+        gram[len(self.features) :, :] = cross.T
+        self.features, self.gram = features, gram
+
+    def begin(self, u: Tensor, signs: Tensor, residual: Tensor, t: Tensor) -> None:
+        """Start from u: `residual` (samples) is b - X_A u."""
+        picked = self.active.nonzero()[:, 0]
+        residual = residual[picked]
+        gradient = self.inputs_t[self.features][:, picked] @ residual
+        curved = self.gram @ u
+        self.linear = gradient + curved
+        self.constant = float(residual @ residual + 2 * (gradient @ u) + u @ curved)
+        entering = (signs == 0) & (t.abs() > self.costs) & ~self.free
+        self.signs = torch.where(entering, t.sign(), signs)
+        self.signs[self.free] = 0.0
+        self.v, self.dirty = u, True
+        self.nu = u.new_zeros(0)
+        self.binding = None
+
+    def bind(self, binding: Tensor, edge: Tensor) -> None:
+        """Ask X_B u = edge."""
+        self.binding, self.edge = binding, edge
+        self.hard = self.inputs_t[self.features][:, binding]
+
+    def solve(self) -> None:
+        """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
+        support = ((self.signs != 0) | self.free).nonzero()[:, 0]
+        self.support = support
+        size = len(self.features)
+        full = self.linear.new_zeros(size, 2)
+        self.nu0 = self.nu1 = self.linear.new_zeros(0)
+        if len(support):
+            gram = self.gram[support][:, support]
+            rhs = torch.stack([self.linear[support], self.costs[support] * self.signs[support]], dim=1)
+            if self.binding is not None and len(self.binding):
+                full[support] = self._saddle(gram, rhs, self.hard[support])
+            else:
+                full[support] = _spd_solve(gram, rhs)
+        self.v0, self.v1 = full[:, 0], full[:, 1]
+        g0, g1 = self.gram @ self.v0, self.gram @ self.v1
+        self.q0, self.q1 = self.linear - g0, g1
+        if self.binding is not None and len(self.binding):
+            self.q0 = self.q0 - self.hard @ self.nu0
+            self.q1 = self.q1 + self.hard @ self.nu1
+        self.coefficients = (
+            max(self.constant - 2 * float(self.linear @ self.v0) + float(self.v0 @ g0), 0.0),
+            2 * float(self.linear @ self.v1) - 2 * float(self.v0 @ g1),
+            float(self.v1 @ g1),
+        )
+        self.dirty = False
+
+    def _saddle(self, gram: Tensor, rhs: Tensor, hard: Tensor) -> Tensor:
+        count, size = hard.shape[1], len(gram)
+        scale = float(gram.diagonal().mean()) + 1e-300
+        system = gram.new_zeros(size + count, size + count)
+        system[:size, :size] = gram
+        system[:size, size:], system[size:, :size] = hard, hard.T
+        system.diagonal()[:size] += 1e-11 * scale
+        system.diagonal()[size:] -= 1e-11 * float((hard**2).sum()) / max(count, 1) / scale
+        right = gram.new_zeros(size + count, 2)
+        right[:size] = rhs
+        right[size:, 0] = self.edge
+        solution, _ = torch.linalg.solve_ex(system, right)
+        if not bool(torch.isfinite(solution).all()):
+            solution = torch.linalg.pinv(system, hermitian=True) @ right
+        self.nu0, self.nu1 = solution[size:, 0], solution[size:, 1]
+        return solution[:size]
+
+    def settle(self, tau: float, cautious: bool) -> None:
+        """Take the point at tau and read the signs off it."""
+        self.v = self.v0 - tau * self.v1
+        self.nu = self.nu0 - tau * self.nu1
+        limit = tau * self.costs
+        q = self.q0 + tau * self.q1
+        flipped = self.v * self.signs < 0
+        excess = torch.where((self.signs == 0) & ~self.free, q.abs() - limit * (1 + 1e-9), -1.0)
+        entering = excess > 0
+        if cautious and bool(entering.any()):
+            only = torch.zeros_like(entering)
+            only[excess.argmax()] = True
+            entering = only
+        if bool(flipped.any()) or bool(entering.any()):
+            self.signs = torch.where(flipped, 0.0, torch.where(entering, q.sign(), self.signs))
+            self.v = torch.where(flipped, 0.0, self.v)
+            self.dirty = True
+
+
+def _spd_solve(gram: Tensor, rhs: Tensor) -> Tensor:
+    shifted = gram.clone()
+    shifted.diagonal().mul_(1 + 1e-13).add_(1e-300)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if not int(info):
+        return torch.cholesky_solve(rhs, factor)
+    values, vectors = torch.linalg.eigh(gram)
+    inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ rhs))
+
+
+def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:
+    """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes."""
+    groups = problem.groups.tolist()
+    for number in range(_PASSES):
+        for row in rows:
+            if models[row].dirty:
+                models[row].solve()
+        choose_tau(problem, models, tau, rows, margin)
+        values = tau.tolist()
+        for row in rows:
+            models[row].settle(values[groups[row]], number >= _CAUTION)
+        if not any(models[row].dirty for row in rows):
+            return
+    for row in rows:
+        if models[row].dirty:  # out of passes: the last point stands, with the signs it has
+            models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
+
+
+def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:
+    """The scalar equation of each group: squared distance = (eps (1 - margin))^2."""
+    if problem.regularization is not None:
+        tau.fill_(1 / (2 * problem.regularization))
+        return
+    assert problem.epsilon is not None
+    sums = torch.zeros(3, problem.rows, dtype=torch.float64)
+    sums[:, rows] = torch.tensor([models[row].coefficients for row in rows], dtype=torch.float64).T
+    c0, c1, c2 = (problem.group_sum(values.to(tau.device)) for values in sums)
+    room = (problem.epsilon * (1 - margin)) ** 2 - c0
+    root = (c1**2 / 4 + c2 * room).clamp(min=0).sqrt() - c1 / 2
+    touched = torch.zeros_like(tau, dtype=torch.bool)
+    touched[problem.groups[rows]] = True
+    # no room: this support cannot reach eps; a smaller tau lets the support grow
+    new = torch.where((room > 0) & (c2 > 0), root / c2.clamp(min=1e-300), tau * 0.5)
+    tau.copy_(torch.where(touched, new, tau))

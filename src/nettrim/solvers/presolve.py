@@ -1,0 +1,49 @@
+"""Presolve: what needs no iteration. Inputs that are always zero, and rows for which zero is already optimal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nettrim.programs import Program, group_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """The program that is left, and where its rows and columns sit in the whole one; None when nothing is left."""
+
+    program: Program | None
+    rows: Tensor  # indices of the rows kept
+    columns: Tensor  # indices of the columns kept
+
+
+def presolve(program: Program) -> Reduced:
+    """Drop columns of zeros and rows whose zero weights are optimal.
+
+    A row at distance zero with zero weights costs nothing and uses nothing of a shared budget, so it is optimal
+    whatever the others do; a whole budget group within eps at zero is too.
+    """
+    lower, upper = program.lower, program.upper
+    gap = (lower.clamp(min=0) + upper.clamp(max=0)).to(torch.float64)  # distance of zero to the box
+    squares = (gap**2).sum(dim=0)
+    zero = squares == 0
+    if program.epsilon is not None:
+        hard = program.hard()
+        soft_squares = squares if hard is None else (torch.where(hard, 0.0, gap) ** 2).sum(dim=0)
+        hard_worst = torch.zeros_like(squares) if hard is None else torch.where(hard, gap.abs(), 0.0).amax(dim=0)
+        total = group_sums(soft_squares, program.groups.to(squares.device), program.group_count)
+        worst = torch.zeros_like(total).scatter_reduce(0, program.groups.to(total.device), hard_worst, "amax")
+        whole = (total <= program.epsilon.to(total) ** 2) & (worst == 0)
+        zero |= whole[program.groups.to(whole.device)]
+    if program.penalty.couples_rows and not bool(zero.all()):
+        zero = torch.zeros_like(zero)
+    rows = (~zero).nonzero()[:, 0]
+    columns = (program.inputs != 0).any(dim=0).nonzero()[:, 0]
+    if not len(rows) or not len(columns):
+        return Reduced(None, rows, columns)
+    kept = program.rows(rows) if len(rows) < len(zero) else program
+    if len(columns) < program.inputs.shape[1]:
+        kept = replace(kept, inputs=kept.inputs[:, columns], penalty=kept.penalty.columns(columns))
+    return Reduced(kept, rows, columns)
