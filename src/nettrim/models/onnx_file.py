@@ -1,0 +1,159 @@
+"""Reading ONNX files nobody vouches for: bytes to a checked, self-contained ModelProto."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nettrim.errors import ModelError, should
+from nettrim.models.onnx_import import onnx
+
+MAX_BYTES = 2**31 - 1  # protobuf's own limit, and what ONNX Runtime takes as bytes
+_PICKLE, _ZIP = b"\x80", b"PK"
+
+
+def read_model(source: str | os.PathLike[str] | onnx.ModelProto, *, allow_external_data: bool = False) -> Any:
+    """A private, checked copy of an ONNX model with all its tensors inside.
+
+    Nothing outside the file is opened unless `allow_external_data` is true, and then only regular files
+    inside the model's own folder. Raises ModelError for anything that is not a sound model.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, folder = onnx.ModelProto(), None
+        model.CopyFrom(source)
+    else:
+        path = Path(source)
+        model, folder = _parse(path), path.parent
+    if not model.graph.node:
+        raise ModelError(should("model", "an ONNX model with at least one node", _name(source)))
+    external = [tensor for tensor in all_tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if external:
+        _load_external(model, external, folder, allow_external_data)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    check(model, _name(source))
+    return model
+
+
+def check(model: Any, name: str) -> None:
+    """Run ONNX's checker on the whole model. Raises ModelError in one sentence."""
+    try:
+        data = model.SerializeToString()
+    except Exception as error:
+        raise ModelError(should("model", "at most 2 GB in one piece", f"{name}, which is larger")) from error
+    try:
+        onnx.checker.check_model(data)
+    except Exception as error:
+        raise ModelError(should("model", "a valid ONNX model", f"{name}: {first_line(error)}")) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The part of a foreign error message worth repeating: its first line, shortened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text[:300].rstrip(".")
+
+
+def all_tensors(model: Any) -> Iterator[Any]:
+    """Every TensorProto of a model: initializers and attributes, in sub-graphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+            yield from (sparse.values, sparse.indices)
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def _parse(path: Path) -> Any:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise ModelError(should("model", "the path of an ONNX file", f"{str(path)!r}: {error.strerror}")) from error
+    if not stat.S_ISREG(info.st_mode):
+        raise ModelError(should("model", "the path of an ONNX file", f"{str(path)!r}, which is not a regular file"))
+    if not 0 < info.st_size <= MAX_BYTES:
+        raise ModelError(should("model", f"a file of 1 to {MAX_BYTES} bytes", f"{path.name!r} of {info.st_size} bytes"))
+    data = path.read_bytes()
+    try:
+        return onnx.load_model_from_string(data)
+    except Exception as error:
+        kind = "truncated or another format"
+        if data[:1] == _PICKLE:
+            kind = "it looks like a Python pickle, which nettrim never opens because pickles run code"
+        elif data[:2] == _ZIP:
+            kind = "it looks like a zip archive (a PyTorch file?), which nettrim does not open as a model"
+        raise ModelError(should("model", "an ONNX file", f"{path.name!r}, which is not one ({kind})")) from error
+
+
+def _load_external(model: Any, tensors: list[Any], folder: Path | None, allowed: bool) -> None:
+    if not allowed:
+        raise ModelError(
+            should(
+                "model",
+                "self-contained",
+                f"one with {len(tensors)} tensors in other files",
+                "If you trust it, pass allow_external_data=True.",
+            )
+        )
+    if folder is None:
+        raise ModelError(should("model", "self-contained, or a path", "a ModelProto with tensors in other files"))
+    total = 0
+    for tensor in tensors:
+        total += _external_size(tensor, folder)
+    if total > MAX_BYTES:
+        raise ModelError(should("model", "at most 2 GB in all", f"external data of {total} bytes"))
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(folder))
+    except Exception as error:
+        raise ModelError(should("model", "readable external data", first_line(error))) from error
+
+
+def _external_size(tensor: Any, folder: Path) -> int:
+    """Bytes one external tensor takes, after making sure it stays inside the model's folder."""
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    relative = PurePosixPath(location)
+    inside = bool(location) and not relative.is_absolute() and ".." not in relative.parts and "\\" not in location
+    path = folder / relative
+    if not inside or not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(should("model", "one whose external data lies in its own folder", repr(location)))
+    try:
+        info = path.lstat()
+    except OSError as error:
+        raise ModelError(should("model", "beside its external data", f"{location!r}: {error.strerror}")) from error
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+        raise ModelError(should("model", "one whose external data are regular files", f"a link or device {location!r}"))
+    try:
+        offset, length = int(fields.get("offset") or 0), int(fields.get("length") or -1)
+    except ValueError as error:
+        raise ModelError(should("model", "one with whole external offsets", f"{location!r}")) from error
+    length = info.st_size - offset if length < 0 else length
+    if offset < 0 or length < 0 or offset + length > info.st_size:
+        raise ModelError(should("model", "one whose external data are complete", f"{location!r}, which is too short"))
+    return length
+
+
+def _name(source: object) -> str:
+    return "a ModelProto" if isinstance(source, onnx.ModelProto) else repr(Path(str(source)).name)

@@ -1,0 +1,15 @@
+"""The optional packages of the ONNX front end, imported in one place."""
+
+from __future__ import annotations
+
+from nettrim.errors import MissingExtraError
+
+try:
+    import onnx
+    import onnx.external_data_helper
+    import onnx.inliner
+    import onnxruntime
+except ImportError as error:  # pragma: no cover - needs an installation without the extra
+    raise MissingExtraError("onnx", "onnx") from error
+
+__all__ = ["onnx", "onnxruntime"]
