@@ -1,4 +1,4 @@
-"""Print the lower bound of every dependency as a pin: all but torch, whose build constraints.txt decides, and the tools."""
+"""Print the lower bound of every dependency as a pin, all but the tools and torch, whose build constraints.txt pins."""
 
 import re
 import tomllib
