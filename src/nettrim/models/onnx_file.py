@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from nettrim.errors import ModelError, should
 from nettrim.models.onnx_import import onnx
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit, and what ONNX Runtime takes as bytes
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")  # C++ signatures
 _PICKLE, _ZIP = b"\x80", b"PK"
 
 
@@ -34,6 +36,7 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto, *, allow_extern
         _load_external(model, external, folder, allow_external_data)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    _complete(model)
     check(model, _name(source))
     return model
 
@@ -52,7 +55,7 @@ def check(model: Any, name: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """The part of a foreign error message worth repeating: its first line, shortened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _NOISE.sub("", str(error)).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text[:300].rstrip(".")
 
@@ -105,6 +108,22 @@ def _parse(path: Path) -> Any:
         elif data[:2] == _ZIP:
             kind = "it looks like a zip archive (a PyTorch file?), which nettrim does not open as a model"
         raise ModelError(should("model", "an ONNX file", f"{path.name!r}, which is not one ({kind})")) from error
+
+
+def _complete(model: Any) -> None:
+    """Give outputs without a shape the inferred one: some exporters leave it out, and the checker wants it."""
+    bare = [
+        v for v in model.graph.output if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")
+    ]
+    if not bare:
+        return
+    try:
+        found = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+    except Exception:  # the checker will say what is wrong with it
+        return
+    for value in bare:
+        if found[value.name].type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.CopyFrom(found[value.name].type.tensor_type.shape)
 
 
 def _load_external(model: Any, tensors: list[Any], folder: Path | None, allowed: bool) -> None:

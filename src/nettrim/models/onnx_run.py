@@ -18,7 +18,7 @@ from nettrim.models.onnx_graph import Graph, to_array
 from nettrim.models.onnx_import import onnx, onnxruntime
 
 _IR_LIMIT = re.compile(r"max supported IR version: (\d+)")
-_SAFE_OPSET = 21  # every ONNX Runtime in use knows it
+_OPSET_LIMIT = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,25 +177,33 @@ def _cut(model: Any, graph: Graph, values: Sequence[str]) -> Any:
 
 def _lowered(model: Any, message: str) -> Any | None:
     """A copy with an older version stamp that means the same, None when there is none."""
-    limit = _IR_LIMIT.search(message)
-    if limit is None and "opset" not in message:
+    version, opset = _IR_LIMIT.search(message), _OPSET_LIMIT.search(message)
+    if version is None and opset is None:
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    if limit is not None:
-        copy.ir_version = int(limit.group(1))
-    else:
-        for entry in copy.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                needed = _needed_opset(copy.graph, entry.version)
-                if needed is None or max(needed, _SAFE_OPSET) >= entry.version:
-                    return None
-                entry.version = max(needed, _SAFE_OPSET)
+    if version is not None:
+        copy.ir_version = int(version.group(1))
     try:
+        if opset is not None:
+            copy = _older(copy, int(opset.group(1)))
         onnx.checker.check_model(_with_typed_outputs(copy).SerializeToString())
     except Exception:
         return None
     return copy
+
+
+def _older(model: Any, version: int) -> Any:
+    """In an older operator set: restamped where every node is the same in it, else converted by ONNX."""
+    entry = next(entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    needed = _needed_opset(model.graph, entry.version)
+    if needed is not None and needed <= version:
+        entry.version = version
+        return model
+    converted = onnx.version_converter.convert_version(_with_typed_outputs(model), version)
+    del converted.graph.output[:]
+    converted.graph.output.extend(model.graph.output)
+    return converted
 
 
 def _needed_opset(graph: Any, version: int) -> int | None:
@@ -223,7 +231,7 @@ def _with_typed_outputs(model: Any) -> Any:
     copy.CopyFrom(model)
     for value in copy.graph.output:
         if not value.HasField("type"):
-            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, None))
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, []))
     return copy
 
 
