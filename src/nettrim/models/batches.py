@@ -30,16 +30,18 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the samples: every tensor that has one row a sample is cut."""
-        cut = lambda leaf: leaf[start:stop] if _has_rows(leaf, self.size) else leaf  # noqa: E731
-        chosen = tree_map(cut, (self.args, self.kwargs, self.labels))
-        return Batch(*chosen, size=len(range(self.size)[start:stop]))
+        return self._taken(slice(start, stop), len(range(self.size)[start:stop]))
 
     def pick(self, rows: Tensor) -> Batch:
         """The samples with the given indices."""
-        chosen = tree_map(
-            lambda leaf: leaf[rows] if _has_rows(leaf, self.size) else leaf, (self.args, self.kwargs, self.labels)
-        )
-        return Batch(*chosen, size=len(rows))
+        return self._taken(rows, len(rows))
+
+    def _taken(self, index: slice | Tensor, size: int) -> Batch:
+        def take(leaf: Any) -> Any:
+            return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == self.size else leaf
+
+        args, kwargs, labels = tree_map(take, (self.args, self.kwargs, self.labels))
+        return Batch(args, kwargs, labels, size)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """On another device, floating inputs in another precision; labels stay where they are."""
@@ -140,7 +142,7 @@ def _batch(item: Any, required: int, most: int) -> Batch:
             labels = kwargs.pop(key, labels)
     elif isinstance(item, list | tuple):
         args = tuple(item)
-        if 2 <= len(args) and (len(args) == required + 1 or len(args) > most):
+        if len(args) >= 2 and (len(args) == required + 1 or len(args) > most):
             args, labels = args[:-1], args[-1]
         if len(args) > most:
             raise DataError(should("data", f"batches of at most {most} inputs and a label", f"{len(item)} parts"))
@@ -183,7 +185,3 @@ def _as_tensors(item: Any) -> Any:
 
 def _all_arrays(data: tuple[Any, ...]) -> bool:
     return len(data) > 0 and all(isinstance(part, Tensor | np.ndarray) for part in data)
-
-
-def _has_rows(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size

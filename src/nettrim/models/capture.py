@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nettrim.errors import ModelError, should
 from nettrim.models.base import LayerSamples
+from nettrim.models.batches import Batch
 from nettrim.models.match import Use
 from nettrim.models.operations import linear_call
 from nettrim.models.store import SampleStore, Writer
-from nettrim.models.trace import Call, Listener, Node, Trace
+from nettrim.models.trace import Call, Listener, Node, Trace, record
 from nettrim.models.unfold import patches, responses_at, rows_per_sample
 from nettrim.models.weights import Trimmable
 
@@ -147,6 +149,15 @@ class Collector(Listener):
                 "Control flow that depends on the data cannot be followed.",
             )
         )
+
+
+def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector) -> None:
+    """Run a module over batches; each pass ends when the last layer asked for has answered."""
+    for index, batch in enumerate(batches):
+        collector.start(index)
+        with suppress(Finished):
+            record(module, batch.args, batch.kwargs, collector, keep=False)
+        collector.finish()
 
 
 class _Writers:

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from nettrim.models.match import Use
-from nettrim.models.trace import Node, Trace
+from nettrim.models.batches import Batch
+from nettrim.models.match import Use, find_uses
+from nettrim.models.running import deep_copy, evaluating
+from nettrim.models.trace import Node, Trace, record
 from nettrim.models.weights import Weight, is_standard
 
 _FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def fold_all(
+    module: nn.Module, trace: Trace, example: Batch, weights: Sequence[Weight], seed: int
+) -> tuple[nn.Module, Trace, dict[str, list[Any]]]:
+    """Fold what can be folded among the given weights: the module, its trace, and the plan of what was done.
+
+    Where the outputs on the example would change, or the model's own code needs a norm that was removed,
+    nothing is folded.
+    """
+    plan: dict[str, list[Any]] = {"folded": [], "biases": []}
+    pairs = foldable(module, trace, weights, find_uses(trace))
+    if not pairs:
+        return module, trace, plan
+    folded = deep_copy(module)
+    for layer, norm in pairs:
+        if folded.get_submodule(layer).bias is None:
+            plan["biases"].append(layer)
+        fold(folded, layer, norm)
+        plan["folded"].append([layer, norm])
+    try:
+        with evaluating(folded, seed):
+            after = record(folded, example.args, example.kwargs, keep=True)
+    except Exception:
+        return module, trace, {"folded": [], "biases": []}
+    if not _close(after.result, trace.result):
+        return module, trace, {"folded": [], "biases": []}
+    return folded, after, plan
 
 
 def foldable(
@@ -98,3 +130,14 @@ def _norm_of(module: nn.Module, node: Node) -> str | None:
         if type(part) in _FOLDABLE and mean is not None and getattr(part, "running_mean", None) is mean:
             return name
     return None
+
+
+def _close(one: Any, other: Any) -> bool:
+    pairs = list(zip(tree_leaves(one), tree_leaves(other), strict=True))
+    for a, b in pairs:
+        if isinstance(a, Tensor) and a.is_floating_point():
+            tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(a.dtype, 5e-2)
+            a, b = a.double(), b.double()
+            if a.shape != b.shape or not bool((a - b).abs().max() <= tolerance * (b.abs().max() + 1e-6)):
+                return False
+    return True

@@ -11,23 +11,33 @@ from torch import Tensor
 
 CONVOLUTIONS = {f"conv{d}d": d for d in (1, 2, 3)}
 TRANSPOSED = {f"conv_transpose{d}d": d for d in (1, 2, 3)}
-ADDITIONS = frozenset({"add", "add_", "__radd__"})
+ADDITIONS = frozenset({"add", "add_"})
 SAME_LAYOUT = frozenset(
-    "contiguous clone detach alias to float double half bfloat16 type_as cpu cuda requires_grad_".split()
+    {"contiguous", "clone", "detach", "alias", "to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda"}
 )
 DROPOUTS = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout dropout_ feature_dropout".split()
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "dropout_"}
 )
 RESHAPES = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze transpose permute movedim swapaxes view_as reshape_as t".split()
-    + ["__get__ T", "__get__ mT"]
+    {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "movedim", "swapaxes"}
+    | {"view_as", "reshape_as", "t", "__get__ T", "__get__ mT"}
 )
 MAX_POOLS = frozenset([f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)])
 
 _METADATA = frozenset(
-    "size dim numel stride is_contiguous is_floating_point is_complex is_signed element_size nelement ndimension "
-    "get_device storage_offset __len__ __hash__ __repr__ __format__ has_names is_same_size is_inference is_pinned "
-    "is_tensor result_type is_set_to data_ptr untyped_storage storage".split()
+    {"size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "element_size"}
+    | {
+        "nelement",
+        "ndimension",
+        "get_device",
+        "storage_offset",
+        "has_names",
+        "is_same_size",
+        "is_inference",
+        "is_set_to",
+    }
+    | {"is_pinned", "is_tensor", "result_type", "data_ptr", "untyped_storage", "storage"}
+    | {"__len__", "__hash__", "__repr__", "__format__"}
 )
 _TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "grad"})
 _READS_MEMORY = frozenset({"numpy", "tolist", "__array__", "data_ptr", "untyped_storage", "storage", "__dlpack__"})
@@ -119,7 +129,7 @@ def activation_name(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
     Only monotone activations that stretch no distance count: a leaky slope outside (0, 1] does not.
     """
-    plain = name.removesuffix("_")
+    plain = name.strip("_")  # F.threshold calls itself _threshold
     if plain in ("relu", "sigmoid", "tanh", "hardsigmoid", "relu6"):
         return plain
     get = _bound(_ACTIVATION_ARGUMENTS.get(plain, ()), args, kwargs).get

@@ -1,13 +1,16 @@
-"""A module's tensors as a flat dictionary for safetensors, and back."""
+"""A module's tensors as a flat dictionary for safetensors, and back into a fresh model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nettrim.errors import ModelError, near, should
+from nettrim.models.folding import fold, give_bias
+from nettrim.models.running import deep_copy
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -30,6 +33,27 @@ def restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], plan: Mapping[str, Any]) -> nn.Module:
+    """A copy of the user's model with a trimmed network's structure and state.
+
+    `plan` is what `TorchNetwork.plan` gave, `tensors` what `state` gave. Raises ModelError when the model is
+    not the one that was trimmed.
+    """
+    module = deep_copy(model)
+    try:
+        for layer, norm in plan.get("folded", ()):
+            fold(module, layer, norm)
+        for layer in plan.get("biases", ()):
+            owner = module.get_submodule(layer)
+            if owner.bias is None:
+                weight = tensors.get(f"{layer}.bias" if layer else "bias")
+                give_bias(owner, weight if weight is not None else torch.zeros(0))
+    except (AttributeError, ValueError) as error:
+        raise ModelError(should("model", "the one that was trimmed", f"one without its layers: {error}")) from None
+    restore(module, tensors)
+    return module
 
 
 def _distinct(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,101 @@
+"""Running a module without leaving a mark: evaluation mode, a seeded random state, and plain words on failure."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from nettrim.errors import DataError, ModelError, should
+from nettrim.models.batches import Batch
+from nettrim.models.trace import Trace, record
+
+_EXAMPLE_ROWS = 2  # of the batch on which the structure is found: enough to tell rows from features
+
+
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that hold computed tensors (old weight norm, pruning masks)."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    memo: dict[int, Any] = {}
+    for part in model.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def evaluating(module: nn.Module, seed: int) -> Iterator[None]:
+    """Evaluation mode and a seeded random state; flags, buffers and the random state are put back afterwards."""
+    flags = {part: part.training for part in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def example_trace(module: nn.Module, example: Batch, seed: int) -> tuple[Trace, Batch]:
+    """The trace on a few rows of an example, or on all of it where the model insists on its size.
+
+    Raises DataError, saying what came and what the first layer reads, when the model takes neither.
+    """
+    few = example.rows(0, _EXAMPLE_ROWS)
+    with evaluating(module, seed):
+        try:
+            return record(module, few.args, few.kwargs, keep=True), few
+        except Exception:  # its batch size may be fixed
+            pass
+        try:
+            return record(module, example.args, example.kwargs, keep=True), example
+        except Exception as error:
+            sentence = should("data", f"batches that the model takes{_expected(module)}", example.shapes())
+            raise DataError(f"{sentence} The model answered: {_short(error)}") from error
+
+
+def first_output(result: Any) -> Tensor:
+    """The "logits" of a model's result where there are any, else its first floating tensor."""
+    if isinstance(result, Mapping) and isinstance(result.get("logits"), Tensor):
+        return result["logits"]
+    logits = getattr(result, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    found = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not found:
+        raise ModelError(should("model", "a network that returns a floating tensor", f"a {type(result).__name__}"))
+    return found[0]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, float64 as it is and everything else as float32."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _expected(module: nn.Module) -> str:
+    """What the first layer of a module reads, for a message."""
+    for name, part in module.named_modules():
+        who = repr(name) if name else "the layer"
+        if isinstance(part, nn.Linear):
+            return f" ({who} reads {part.in_features} features in the last dimension)"
+        if isinstance(part, nn.modules.conv._ConvNd):
+            return f" ({who} reads {part.in_channels} channels and {len(part.kernel_size)} dimensions of space)"
+    return ""
+
+
+def _short(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 200 else text[:200] + "…"

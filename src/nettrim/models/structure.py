@@ -1,0 +1,118 @@
+"""The structure of a network: its layers, what is skipped and why, and whether they form a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nettrim.models.batches import Batch
+from nettrim.models.capture import Collector, Positions, collect
+from nettrim.models.chain import plain_chain
+from nettrim.models.match import agreed, find_uses
+from nettrim.models.running import evaluating, plain
+from nettrim.models.store import SampleStore
+from nettrim.models.trace import Call, Trace
+from nettrim.models.unfold import matrix_of
+from nettrim.models.weights import Trimmable, Weight, trimmable, why_not
+
+_PROOF_POSITIONS = 64  # of each sample, on which a layer's samples are compared with what it answered
+
+
+@dataclass(frozen=True)
+class Left:
+    """A weight that is left as it is."""
+
+    name: str
+    kind: str
+    parameter: str
+    reason: str
+    node: int  # where it is applied first
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What was found in a module."""
+
+    trace: Trace  # without tensors
+    layers: dict[str, Trimmable]  # in order of execution
+    left: tuple[Left, ...]
+    chain: tuple[str, ...] | None
+
+
+def discover(
+    module: nn.Module,
+    trace: Trace,
+    example: Batch,
+    weights: Sequence[tuple[Weight, bool]],
+    *,
+    positions: int | None,
+    seed: int,
+) -> Structure:
+    """Settle every weight (and whether the user chose it): a layer to trim, or left with a reason.
+
+    A layer is kept only when weight @ inputs + bias + offset, from captured samples, is what its
+    activation received on the example.
+    """
+    everything = find_uses(trace)
+    found: list[tuple[int, Trimmable]] = []
+    left: list[Left] = []
+    for weight, chosen in weights:
+        uses = agreed(everything.get(weight.parameter, ()))
+        reason = why_not(module, weight, uses, trace)
+        if reason is None and not chosen:
+            reason = "not in targets"
+        kind = uses[0].geometry.kind if uses else type(module.get_submodule(weight.owner)).__name__
+        first = uses[0].node if uses else len(trace.nodes)
+        layer = trimmable(module, weight, uses, everything, trace) if reason is None else None
+        if layer is not None and not _reproduced(module, layer, trace, example, seed):
+            layer, reason = None, "its responses could not be reproduced from its weight"
+        if layer is not None:
+            found.append((first, layer))
+        else:
+            left.append(Left(weight.name, kind, weight.parameter, reason or "", first))
+    found.sort(key=lambda pair: pair[0])
+    left.sort(key=lambda record: record.node)
+    layers = {layer.name: layer for _, layer in found}
+    chain = None if left else _chain(trace, layers, positions)
+    return Structure(trace.light(), layers, tuple(left), chain)
+
+
+def _reproduced(module: nn.Module, layer: Trimmable, trace: Trace, example: Batch, seed: int) -> bool:
+    collector = Collector(trace, [layer], Positions(_PROOF_POSITIONS, seed), SampleStore())
+    with evaluating(module, seed):
+        collect(module, [example], collector)
+    samples = collector.samples()[layer.name]
+    parameter = module.get_parameter(layer.parameter)
+    groups = layer.geometry.groups
+    matrix = matrix_of(plain(parameter), layer.geometry).double()
+    rows = matrix.reshape(groups, -1, matrix.shape[1])
+    inputs = samples.inputs.double()
+    made = torch.einsum("gsi,goi->sgo", inputs, rows).flatten(1)
+    scale = torch.einsum("gsi,goi->sgo", inputs.abs(), rows.abs()).flatten(1).max()
+    extras = [samples.offset, None if layer.bias is None else plain(module.get_parameter(layer.bias))]
+    for extra in extras:
+        if extra is not None:
+            made = made + extra.double()
+            scale = scale + extra.abs().max()
+    out = _call(trace, layer.uses[0].node).out
+    rounding = max(torch.finfo(dtype).eps for dtype in (parameter.dtype, out.dtype))  # autocast lowers the second
+    error = (made - samples.preactivations.double()).abs().max()
+    return bool(error <= 64 * rounding * scale)
+
+
+def _chain(trace: Trace, layers: dict[str, Trimmable], positions: int | None) -> tuple[str, ...] | None:
+    if any(len(layer.uses) != 1 for layer in layers.values()):
+        return None
+    uses = {layer.name: layer.uses[0] for layer in layers.values()}
+    if positions is not None and any(_call(trace, use.node).out.dim() > 2 for use in uses.values()):
+        return None  # sampled positions are not all that the next layer reads
+    return plain_chain(trace, uses)
+
+
+def _call(trace: Trace, node: int) -> Call:
+    call = trace.nodes[node].call
+    assert call is not None
+    return call

@@ -1,0 +1,56 @@
+"""Samples in memory and in files."""
+
+import gc
+
+import numpy as np
+import torch
+
+from nettrim.models.store import SampleStore
+
+
+def filled(store, dtype=torch.float32):
+    writer = store.writer("inputs")
+    parts = [torch.randn(n, 2, 3).to(dtype) for n in (4, 1, 7)]
+    for part in parts:
+        writer.append(part)
+    return torch.cat(parts), writer.finish()
+
+
+def test_memory_and_files_hold_the_same(tmp_path):
+    for budget in (None, 10**6, 100, 0):
+        for dtype in (torch.float32, torch.float64):
+            store = SampleStore(budget, tmp_path)
+            expected, got = filled(store, dtype)
+            assert torch.equal(expected, got) and got.dtype == dtype
+            assert bool(store.paths) == (budget in (100, 0))
+
+
+def test_files_can_be_opened_by_path_and_are_never_written_through(tmp_path):
+    store = SampleStore(0, tmp_path)
+    expected, got = filled(store)
+    path = store.paths["inputs"]
+    got.zero_()
+    assert np.array_equal(np.load(path, mmap_mode="r"), expected.numpy())
+
+
+def test_files_go_with_the_store(tmp_path):
+    store = SampleStore(0, tmp_path)
+    filled(store)
+    assert len(list(tmp_path.iterdir())) == 1
+    store.close()
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+    store = SampleStore(0, tmp_path)
+    expected, got = filled(store)
+    del store
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(expected, got)
+
+
+def test_the_budget_is_for_all_tensors_together(tmp_path):
+    store = SampleStore(250, tmp_path)
+    first, second = store.writer("a"), store.writer("b")
+    first.append(torch.zeros(50))
+    second.append(torch.zeros(50))
+    assert set(store.paths) == {"b"} and store.used == 200
