@@ -10,13 +10,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nettrim.certificates.program import certify, distances
-from nettrim.errors import DataError, should
+from nettrim.errors import DataError, InputError, should
 from nettrim.models.base import Layer
 from nettrim.programs import Activation, Program, get_activation, group_sums
 from nettrim.programs.penalties import Penalty
@@ -360,15 +360,21 @@ def _join(layer: Layer, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]
 def _penalty(recipe: Recipe, layer: Layer, rows: slice, shape: tuple[int, ...] | torch.Size) -> Penalty:
     """The recipe's penalty for some rows; a bias column is appended, free unless the recipe penalises it."""
     penalty = recipe.penalty_of(layer.name)
+    costs = getattr(penalty, "costs", None)
+    if isinstance(costs, Tensor) and costs.ndim:
+        out, width = layer.weight.shape
+        augmented = width + (layer.bias is not None)
+        if costs.shape[-1] not in (1, width, augmented) or costs.ndim > 2 or costs.shape[:-1] not in ((), (1,), (out,)):
+            raise InputError(
+                should("costs", f"of shape ({width},) or ({out}, {width}) for layer {layer.name!r}", tuple(costs.shape))
+            )
+        if costs.shape[-1] == width < augmented and width > 1:
+            costs = torch.cat([costs, torch.ones_like(costs[..., :1])], dim=-1)
+            penalty = replace(penalty, costs=costs)  # type: ignore[type-var]  # a dataclass, as it has costs
     if layer.groups > 1:
         penalty = penalty.rows(torch.arange(rows.start, rows.stop))
     if layer.bias is None:
         return penalty
-    costs = getattr(penalty, "costs", None)
-    if isinstance(costs, Tensor) and costs.ndim >= 1 and costs.shape[-1] == shape[1] - 1 and shape[1] > 1:
-        column = torch.ones_like(costs[..., :1])
-        options = {entry.name: getattr(penalty, entry.name) for entry in fields(penalty)}  # type: ignore[arg-type]
-        penalty = type(penalty)(**{**options, "costs": torch.cat([costs, column], dim=-1)})
     if recipe.penalize_bias:
         return penalty
     last = torch.zeros(shape[1], dtype=torch.bool)

@@ -1,0 +1,188 @@
+"""`nettrim.trim` as a user calls it."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import nettrim
+from nettrim.errors import InputError
+from nettrim.models.batches import normalise_batches
+from nettrim.samples import digest_batches, split_samples
+from nettrim.schemes.whole import relative_discrepancy
+
+
+class Odd(nn.Module):
+    """Nested, called in its own order, functional ReLU, one layer without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.body = nn.ModuleDict({"a": nn.Linear(6, 9), "b": nn.Linear(9, 8, bias=False)})
+
+    def forward(self, x):
+        x = torch.relu(self.body["a"](x))
+        return self.head(nn.functional.relu(self.body["b"](x)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Odd()
+
+
+@pytest.fixture
+def data():
+    return torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_main_job(model, data):
+    before, training = state(model), model.training
+    trimmed = nettrim.trim(model, data, epsilon=0.05)
+    assert same(state(model), before) and model.training == training
+    assert isinstance(trimmed.model, Odd) and trimmed.model is not model
+    report = trimmed.report.to_dict()
+    assert [layer["name"] for layer in report["layers"]] == ["body.a", "body.b", "head"]
+    for layer in report["layers"]:
+        assert layer["certified"] and layer["skipped"] is None
+        assert layer["epsilon"] == pytest.approx(0.05)
+        assert layer["discrepancy"] <= 0.05 * (1 + 1e-6)
+        weight = trimmed.model.get_submodule(layer["name"]).weight
+        assert layer["nonzeros_after"] == int(weight.count_nonzero())
+        assert tuple(layer["shape"]) == tuple(weight.shape)
+    assert report["nonzeros_after"] < report["nonzeros_before"]
+    network = report["network"]
+    assert network["discrepancy"] <= network["bound"]
+    assert (network["samples"], network["samples_holdout"]) == (72, 8)
+    kept = trimmed.samples.calibration[0].args[0]
+    difference = relative_discrepancy(model(kept), trimmed.model(kept))
+    assert network["discrepancy"] == pytest.approx(difference, rel=1e-4)
+    assert network["discrepancy_holdout"] is not None
+    assert "certified" in str(trimmed.report) and trimmed.recipe.epsilon == 0.05
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "cascade", "gamma": 1.2, "kappa": 0.9},
+        {"scheme": {"body.b": "cascade"}},
+        {"constraint": "strict", "scheme": "cascade", "slack": "positive", "refit": False},
+        {"budget": "neuron"},
+        {"budget": 3, "penalize_bias": True},
+        {"epsilon": {"head": 0.01, "*": 0.1}},
+        {"epsilon": 2.0, "relative": False},
+        {"targets": "body"},
+        {"ignore": ["head"]},
+        {"penalty": nettrim.ElasticNet(ridge=0.1)},
+        {"penalty": {"head": nettrim.L1(costs=torch.rand(3, 8) + 0.5)}},
+    ],
+)
+def test_options(model, data, options):
+    trimmed = nettrim.trim(model, data[:60], **{"epsilon": 0.1, **options})
+    assert trimmed.report.nonzeros_after < trimmed.report.nonzeros_before
+    done = [layer for layer in trimmed.report.layers if layer.skipped is None]
+    for layer in done:
+        assert layer.distance <= layer.epsilon * (1 + 1e-5)
+    bound = trimmed.report.network.bound
+    assert bound is None or trimmed.report.network.discrepancy <= bound * (1 + 1e-6)
+    if "targets" in options or "ignore" in options:
+        (skipped,) = [layer for layer in trimmed.report.layers if layer.skipped is not None]
+        assert skipped.name == "head" and torch.equal(trimmed.model.head.weight, model.head.weight)
+
+
+def test_same_seed_same_answer(model, data):
+    one, other = (nettrim.trim(model, data, epsilon=0.1, seed=3) for _ in range(2))
+    assert same(state(one.model), state(other.model))
+    assert one.report.network == other.report.network
+
+
+def test_batches_and_tensors_are_the_same_data(model, data):
+    whole = split_samples(model, data, 0.25, 0)
+    loader = DataLoader(TensorDataset(data, torch.zeros(80)), batch_size=32)
+    cut = split_samples(model, loader, 0.25, 0)
+    assert whole.digest == cut.digest and whole.count == cut.count == 60
+    one = torch.cat([batch.args[0] for batch in whole.calibration])
+    other = torch.cat([batch.args[0] for batch in cut.calibration])
+    assert torch.equal(one, other)
+    assert digest_batches(normalise_batches(data + 1e-7)) != whole.digest
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "sizes"),
+    [(80, None, (72, 8)), (30, None, (30, 0)), (30, 0.5, (15, 15)), (80, 0.0, (80, 0)), (80, 0, (80, 0))],
+)
+def test_holdout(model, data, count, holdout, sizes):
+    network = nettrim.trim(model, data[:count], epsilon=0.1, holdout=holdout).report.network
+    assert (network.samples, network.samples_holdout) == sizes
+    assert (network.discrepancy_holdout is None) == (sizes[1] == 0)
+
+
+def test_holdout_of_its_own(model, data):
+    trimmed = nettrim.trim(model, data[:40], epsilon=0.1, holdout=data[40:])
+    assert (trimmed.report.network.samples, trimmed.report.network.samples_holdout) == (40, 40)
+    difference = relative_discrepancy(model(data[40:]), trimmed.model(data[40:]))
+    assert trimmed.report.network.discrepancy_holdout == pytest.approx(difference, rel=1e-4)
+
+
+def test_a_recipe_with_overrides(model, data):
+    recipe = nettrim.Recipe(epsilon=0.2, refit=False, holdout=0.5)
+    trimmed = nettrim.trim(model, data, recipe=recipe)
+    assert trimmed.recipe == recipe and trimmed.report.network.samples == 40
+    assert nettrim.trim(model, data, recipe=recipe, epsilon=0.1).recipe.epsilon == 0.1
+
+
+def test_training_mode_and_random_state_are_left_alone(data):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)).train()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    trimmed = nettrim.trim(net, data, epsilon=0.1)
+    assert torch.equal(torch.rand(3), expected)
+    assert net.training and trimmed.model.training
+    assert trimmed.report.network.bound is not None
+
+
+def test_progress_and_streams(model, data, capsys):
+    events = []
+    nettrim.trim(model, data, epsilon=0.1, progress=events.append)
+    assert events[0].kind == "start" and events[-1].finished == events[-1].total == 3
+    nettrim.trim(model, data, epsilon=0.1, progress=True)  # no terminal: silent
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_progress_on_a_terminal(model, data, capsys, monkeypatch, rich):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if not rich:
+        monkeypatch.setattr("nettrim.progress.find_spec", lambda name: None)
+    nettrim.trim(model, data, epsilon=0.1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert rich or "[3/3]" in captured.err
+
+
+def test_batch_norm_is_folded(data):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    net(data)  # statistics
+    net.eval()
+    trimmed = nettrim.trim(net, data, epsilon=0.05)
+    assert trimmed.plan["folded"] and trimmed.report.network.discrepancy <= trimmed.report.network.bound
+
+
+def test_public_names():
+    for name in ("trim", "load", "verify", "Program", "solve", "certify", "refit", "link_normalize", "L1", "Recipe"):
+        assert hasattr(nettrim, name)
+    assert nettrim.__version__
+    assert issubclass(nettrim.errors.RecipeError, InputError)
