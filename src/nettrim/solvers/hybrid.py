@@ -144,8 +144,18 @@ def _candidate(state: admm.Admm, tolerance: float, last: bool) -> Polished:
     mu = state.rho[:, 0].to(torch.float64) * (1 - shrink) / shrink.clamp(min=1e-9)
     largest = torch.zeros(problem.group_count, dtype=torch.float64).scatter_reduce(0, problem.groups, mu, "amax")
     tau = 1 / largest.clamp(min=1e-12)
-    binding = None if problem.soft is None else ~problem.soft & (state.a != state.z)
+    binding = None if problem.soft is None else _binding(problem, dual, u)
     return polish(problem, Guess(u, dual, binding, tau), tolerance)
+
+
+def _binding(problem: Problem, dual: Tensor, u: Tensor) -> Tensor:
+    """Hard samples that bind: where ADMM's multiplier is not small, and never more than the support can meet."""
+    assert problem.soft is not None
+    pressure = torch.where(problem.soft, 0.0, dual.abs())
+    limit = pressure.sort(dim=1, descending=True).values
+    support = (u != 0).sum(dim=1, keepdim=True).clamp(max=limit.shape[1] - 1)
+    bar = torch.maximum(limit.gather(1, support), 1e-2 * limit[:, :1])
+    return pressure > bar
 
 
 def finish(

@@ -12,28 +12,35 @@ _CAUTION = 8  # passes after which only the worst feature enters
 
 
 class RowModel:
-    """|X_A u - b|^2 of one row on a working set of features, its Gram matrix updated instead of recomputed."""
+    """|X_A u - b|^2 of one row on a working set of features, its Gram matrix updated instead of recomputed.
 
-    def __init__(self, inputs_t: Tensor) -> None:
-        self.inputs_t = inputs_t
-        self.features = torch.empty(0, dtype=torch.int64, device=inputs_t.device)
-        self.active = torch.zeros(inputs_t.shape[1], dtype=torch.bool, device=inputs_t.device)
-        self.gram = inputs_t.new_zeros(0, 0)
+    The Gram matrix may be rounded to working precision: each outer step solves for a correction whose right-hand
+    side is exact, so rounding slows convergence a little and moves no answer.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.inputs, self.inputs_t = problem.inputs, problem.inputs_t
+        device = self.inputs_t.device
+        self.features = torch.empty(0, dtype=torch.int64, device=device)
+        self.active = torch.zeros(self.inputs.shape[0], dtype=torch.bool, device=device)
+        self.gram = self.inputs_t.new_zeros(0, 0)
         self.binding: Tensor | None = None
-        self.costs = self.v = self.signs = self.nu = inputs_t.new_zeros(0)
+        self.costs = self.v = self.signs = self.nu = self.linear = self.inputs_t.new_zeros(0)
         self.free = self.active
+        self.constant = 0.0
         self.dirty = True
 
     def update(self, wanted: Tensor, active: Tensor) -> None:
         """Extend the working set to the mask `wanted`, and let the samples in the mask `active` count."""
         changed = (active != self.active).nonzero()[:, 0]
-        count = int(active.sum())
-        if len(self.features) and len(changed) < count // 2:
-            part = self.inputs_t[self.features][:, changed]
-            signed = torch.where(active[changed], part, -part)
-            self.gram = self.gram + signed @ part.T
+        picked = active.nonzero()[:, 0]
+        if len(self.features) and len(changed) < len(picked) // 2:
+            part = self.inputs.index_select(0, changed).index_select(1, self.features)
+            signed = torch.where(active[changed][:, None], part, -part)
+            self.gram = self.gram + (signed.T @ part).to(self.gram.dtype)
         else:
             self.features = self.features[:0]
+            self.gram = self.gram[:0, :0]
         self.active = active
         known = torch.zeros_like(wanted)
         known[self.features] = True
@@ -41,24 +48,20 @@ class RowModel:
         if not len(added):
             return
         features = torch.cat([self.features, added])
-        part = self.inputs_t[features]
-        part = part[:, active.nonzero()[:, 0]] if count < 0.7 * len(active) else part * active
-        cross = part @ part[len(self.features) :].T
+        part = self.inputs.index_select(0, picked).index_select(1, features)
+        cross = (part.T @ part[:, len(self.features) :]).to(self.gram.dtype)
         size = len(features)
-        gram = part.new_empty(size, size)
+        gram = self.gram.new_empty(size, size)
         gram[: len(self.features), : len(self.features)] = self.gram
         gram[:, len(self.features) :] = cross
         gram[len(self.features) :, :] = cross.T
         self.features, self.gram = features, gram
 
-    def begin(self, u: Tensor, signs: Tensor, residual: Tensor, t: Tensor) -> None:
-        """Start from u: `residual` (samples) is b - X_A u."""
-        picked = self.active.nonzero()[:, 0]
-        residual = residual[picked]
-        gradient = self.inputs_t[self.features][:, picked] @ residual
+    def begin(self, u: Tensor, signs: Tensor, gradient: Tensor, square: float, t: Tensor) -> None:
+        """Start from u, where X_A' (b - X_A u) = `gradient` and |b - X_A u|^2 = `square`."""
         curved = self.gram @ u
         self.linear = gradient + curved
-        self.constant = float(residual @ residual + 2 * (gradient @ u) + u @ curved)
+        self.constant = square + float(2 * (gradient @ u) + u @ curved)
         entering = (signs == 0) & (t.abs() > self.costs) & ~self.free
         self.signs = torch.where(entering, t.sign(), signs)
         self.signs[self.free] = 0.0
@@ -66,10 +69,10 @@ class RowModel:
         self.nu = u.new_zeros(0)
         self.binding = None
 
-    def bind(self, binding: Tensor, edge: Tensor) -> None:
-        """Ask X_B u = edge."""
-        self.binding, self.edge = binding, edge
-        self.hard = self.inputs_t[self.features][:, binding]
+    def bind(self, binding: Tensor, edge: Tensor, pull: Tensor) -> None:
+        """Ask X_B u = edge; `pull` is the sign each multiplier must have, 0 where both will do."""
+        self.binding, self.edge, self.pull = binding, edge, pull
+        self.hard = self.inputs_t.index_select(1, binding).index_select(0, self.features)
 
     def solve(self) -> None:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
@@ -121,6 +124,12 @@ class RowModel:
         self.nu = self.nu0 - tau * self.nu1
         limit = tau * self.costs
         q = self.q0 + tau * self.q1
+        if self.binding is not None and len(self.binding):
+            kept = self.nu * self.pull >= 0
+            if not bool(kept.all()):
+                self.binding, self.edge, self.pull = self.binding[kept], self.edge[kept], self.pull[kept]
+                self.hard, self.nu = self.hard[:, kept], self.nu[kept]
+                self.dirty = True
         flipped = self.v * self.signs < 0
         excess = torch.where((self.signs == 0) & ~self.free, q.abs() - limit * (1 + 1e-9), -1.0)
         entering = excess > 0

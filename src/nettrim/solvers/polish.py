@@ -23,6 +23,7 @@ from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
 _MARGIN = {torch.float32: 1e-6, torch.float64: 1e-10}
+_HARD_MARGIN = {torch.float32: 1e-8, torch.float64: 1e-13}
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 
 
@@ -68,6 +69,8 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     best = problem.inputs_t.new_full((problem.group_count,), torch.inf)
     live = torch.ones(problem.group_count, dtype=torch.bool, device=best.device)
     stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=best.device)
+    soft, _ = problem.distance(state.z)
+    gradient = -soft @ problem.inputs_t.T
     t = guess.dual @ problem.inputs_t.T
     margin = _MARGIN[problem.inputs.dtype]
     steps = 0
@@ -75,14 +78,17 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         rows = live[problem.groups].nonzero()[:, 0].tolist()
         before = state.signs.clone()
         for row in rows:
-            _refresh(problem, state, costs, free, t[row], row)
+            _refresh(problem, state, costs, free, gradient[row], float((soft[row] ** 2).sum()), t[row], row)
         solve_passes(problem, state.models, state.tau, rows, margin)
         for row in rows:
             _take(problem, state, row)
         state.z[rows] = state.u[rows] @ problem.inputs_t
         soft, hard = problem.distance(state.z)
-        present = _multipliers(problem, state, soft)
-        t = present @ problem.inputs_t.T
+        gradient = -soft @ problem.inputs_t.T
+        present, pushed = _multipliers(problem, state, soft)
+        t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
+        if pushed is not None:
+            t = t + pushed @ problem.inputs_t.T
         gap = gap_of(problem, state.u, soft, hard, present, t, costs)
         better = live & (gap < best)
         stalled = torch.where(better & (gap < 0.3 * best), 0, stalled + 1)
@@ -98,28 +104,31 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     return Polished(weight, dual, best, steps)
 
 
-def _refresh(problem: Problem, state: _State, costs: Tensor, free: Tensor, t: Tensor, row: int) -> None:
+def _refresh(
+    problem: Problem, state: _State, costs: Tensor, free: Tensor, gradient: Tensor, square: float, t: Tensor, row: int
+) -> None:
     """Bring a row's quadratic up to date: samples that count, working set, gradient."""
     z, lower, upper = state.z[row], problem.lower[row], problem.upper[row]
-    residual = z.clamp(lower, upper) - z
-    active = (residual != 0) | (lower == upper)
+    active = (z > upper) | (z < lower) | (lower == upper)
     if problem.soft is not None:
         active &= problem.soft[row]
-        residual = torch.where(problem.soft[row], residual, 0.0)
     cost = costs[row]
     wanted = (state.signs[row] != 0) | free[row] | (t.abs() > _NEAR * cost)
     wanted &= ~torch.isinf(cost)
     model = state.models.get(row)
     if model is None:
-        model = state.models[row] = RowModel(problem.inputs_t)
+        model = state.models[row] = RowModel(problem)
     model.update(wanted, active)
     w = model.features
     model.costs, model.free = cost[w], free[row, w]
-    model.begin(state.u[row, w], state.signs[row, w], residual, t[w])
+    model.begin(state.u[row, w], state.signs[row, w], gradient[w], square, t[w])
     if state.binding is not None:
         binding = state.binding[row].nonzero()[:, 0]
-        edge = torch.where(_at_upper(z, lower, upper), upper, lower)
-        model.bind(binding, edge[binding])
+        z, lower, upper = z[binding], lower[binding], upper[binding]
+        top = _at_upper(z, lower, upper)
+        pull = torch.where(lower == upper, 0.0, torch.where(top, 1.0, -1.0).to(z.dtype))
+        margin = _HARD_MARGIN[problem.inputs.dtype] * (lower != upper)
+        model.bind(binding, torch.where(top, upper - margin, lower + margin), pull)
 
 
 def _take(problem: Problem, state: _State, row: int) -> None:
@@ -135,14 +144,16 @@ def _take(problem: Problem, state: _State, row: int) -> None:
             state.nu[row, model.binding] = model.nu
 
 
-def _multipliers(problem: Problem, state: _State, soft: Tensor) -> Tensor:
+def _multipliers(problem: Problem, state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The multipliers of the present point, and their part on hard samples."""
     tau = state.tau[problem.groups][:, None].clamp(min=1e-300)
     dual = -soft / tau
     if state.nu is not None:
         part = -state.nu / tau
         part = torch.where(problem.lower == -torch.inf, part.clamp(max=0), part)
-        dual = dual + torch.where(problem.upper == torch.inf, part.clamp(min=0), part)
-    return dual
+        part = torch.where(problem.upper == torch.inf, part.clamp(min=0), part)
+        return dual + part, part
+    return dual, None
 
 
 def gap_of(problem: Problem, u: Tensor, soft: Tensor, hard: Tensor, dual: Tensor, t: Tensor, costs: Tensor) -> Tensor:
@@ -181,8 +192,7 @@ def _update_binding(problem: Problem, state: _State) -> Tensor:
     z = state.z
     outside = ~problem.soft & ((z > problem.upper + 1e-12) | (z < problem.lower - 1e-12))
     equal = problem.lower == problem.upper
-    pushing = torch.where(_at_upper(z, problem.lower, problem.upper), state.nu > 0, state.nu < 0)
-    binding = outside | (state.binding & (pushing | equal))
+    binding = outside | (state.nu != 0) | (state.binding & equal)
     changed = (binding != state.binding).sum(dim=1)
     state.binding = binding
     return changed

@@ -47,7 +47,7 @@ class Problem:
     @property
     def dual_scale(self) -> float:
         """Scaled multipliers times this are the program's."""
-        return 1 / self.input_scale
+        return 1 / (self.input_scale if self.penalty.is_norm else self.response_scale)
 
     def select(self, index: Tensor) -> Problem:
         """The problem of some rows; budget groups should stay whole."""
