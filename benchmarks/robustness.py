@@ -1,0 +1,140 @@
+"""Robustness of `solve`: generated programs, each in a worker process with a time limit.
+
+    python benchmarks/robustness.py --count 2000 [--first 0] [--limit 20] [--json FILE]
+
+Reports crashes, hangs, answers that their certificate does not back, feasible programs left uncertified, and infeasible
+ones without a proof. The exit status is 1 if there were crashes, hangs, unbacked answers or false proofs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "solvers"))
+
+SERIOUS = ("crash", "hang", "unbacked", "false proof")
+
+
+def judge(seed: int, tolerance: float, most: int) -> tuple[str, str, float]:
+    """(verdict, what the program is, seconds) of one seed."""
+    import torch  # noqa: PLC0415  # in the worker only
+    from generate import generate  # noqa: PLC0415
+
+    import nettrim.solvers as solvers  # noqa: PLC0415
+    from nettrim.certificates import certify  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    case = generate(seed, most=most)
+    began = time.perf_counter()
+    try:
+        solution = solvers.solve(case.program, tolerance, initial=case.initial)
+    except Exception as error:
+        return "crash", f"{case.name}: {type(error).__name__}: {error}", time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    status = collections.Counter(state.name for state in solution.status)
+    note = f"{case.name}: {dict(status)}, gap {solution.certificate.gap:.2e}, violation {solution.certificate.violation:.2e}"
+    certificate = certify(case.program, solution.weight, solution.dual)
+    infeasible = [state is solvers.Status.INFEASIBLE for state in solution.status]
+    coupled = case.program.penalty.couples_rows
+    for row, state in enumerate(solution.status):
+        group = int(case.program.groups[row])
+        gap = certificate.gap if coupled else float(certificate.group_gap[group])
+        violation = float(certificate.group_violation[group])
+        if state.feasible and violation > 1e-9:
+            return "unbacked", note, seconds
+        if state.certified and state.name != "ZERO" and gap > tolerance:
+            return "unbacked", note, seconds
+    if case.feasible and any(infeasible):
+        return "false proof", note, seconds
+    if case.feasible is False:
+        return ("fine" if all(infeasible) or (case.program.group_count > 1 and any(infeasible)) else "no proof"), note, seconds
+    if case.feasible and not all(state.feasible for state in solution.status):
+        return "violated", note, seconds
+    if case.feasible and not solution.certified:
+        return "uncertified", note, seconds
+    if case.feasible is None and not all(state.certified or state.name == "INFEASIBLE" for state in solution.status):
+        return "undecided", note, seconds
+    return "fine", note, seconds
+
+
+def _work(connection, tolerance: float, most: int) -> None:
+    while True:
+        seed = connection.recv()
+        connection.send(judge(seed, tolerance, most))
+
+
+class Worker:
+    """A process that judges seeds one by one; killed and started again when it hangs or dies."""
+
+    def __init__(self, tolerance: float, most: int) -> None:
+        self.settings = (tolerance, most)
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, *self.settings), daemon=True)
+        self.process.start()
+        self.fresh = True
+
+    def judge(self, seed: int, limit: float) -> tuple[str, str, float]:
+        self.connection.send(seed)
+        began = time.perf_counter()
+        patience = limit + (60 if self.fresh else 0)  # the first answer waits for imports
+        verdict = None
+        while verdict is None and time.perf_counter() - began < patience:
+            if self.connection.poll(0.2):
+                try:
+                    verdict = self.connection.recv()
+                except EOFError:
+                    break
+            elif not self.process.is_alive():
+                break
+        self.fresh = False
+        if verdict is not None:
+            return verdict
+        died = not self.process.is_alive()
+        self.stop()
+        self.start()
+        return ("crash" if died else "hang"), f"seed {seed}", time.perf_counter() - began
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def main() -> int:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds for one program")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--most", type=int, default=60, help="largest number of samples and inputs")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    worker = Worker(options.tolerance, options.most)
+    verdicts: collections.Counter[str] = collections.Counter()
+    found, slowest = [], (0.0, "")
+    for seed in range(options.first, options.first + options.count):
+        verdict, note, seconds = worker.judge(seed, options.limit)
+        verdicts[verdict] += 1
+        slowest = max(slowest, (seconds, f"seed {seed}: {note}"))
+        if verdict != "fine":
+            found.append({"seed": seed, "verdict": verdict, "seconds": round(seconds, 3), "note": note})
+            print(f"{verdict:12} seed {seed} {seconds:6.2f} s  {note}", flush=True)
+    worker.stop()
+    print(f"\n{dict(verdicts)}; slowest {slowest[0]:.2f} s ({slowest[1]})")
+    if options.json:
+        options.json.write_text(json.dumps({"verdicts": dict(verdicts), "found": found}, indent=1))
+    return int(any(verdicts[verdict] for verdict in SERIOUS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
