@@ -3,6 +3,7 @@
 import math
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,3 +115,16 @@ def test_a_recipe_cannot_be_changed():
 def test_missing_file(tmp_path):
     with pytest.raises(RecipeError, match="can be read"):
         Recipe.read(tmp_path / "none.toml")
+
+
+def test_numpy_numbers_become_python_numbers():
+    recipe = Recipe(epsilon=np.float32(0.5), gamma={"a": np.float64(1.5)})
+    assert type(recipe.epsilon) is float
+    assert same(Recipe.from_toml(recipe.to_toml()), recipe)
+
+
+def test_tables_are_copied():
+    table = {"*": 0.1}
+    recipe = Recipe(epsilon=table)
+    table["*"] = 0.9
+    assert recipe.epsilon_of("a") == 0.1

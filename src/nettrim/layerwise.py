@@ -104,14 +104,16 @@ def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> Lay
     started = time.perf_counter()
     pieces = make_pieces(task)
     solutions = [_solve(task, piece, device) for piece in pieces]
-    notes: tuple[str, ...] = ()
-    if task.kappa < 1 and not all(status.feasible for one in solutions for status in one.status):
+    notes: list[str] = []
+    if task.kappa < 1 and not all(map(_feasible, solutions)):
         cure = "the layer was solved with kappa = 1"
-        notes = (f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.",)
+        notes.append(f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.")
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
         solutions = [_solve(task, piece, device) for piece in pieces]
-    backing = tuple(Backing(_cast(task.layer, solution.weight), solution.dual) for solution in solutions)
+    if not all(map(_feasible, solutions)):
+        notes.append(f"{task.name}: no feasible weights were found for some neurons; their weights were kept.")
+    backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
     weight, bias = _join(task.layer, [part.weight for part in backing])
     if task.recipe.refit:
         weight, bias = _refitted(task, pieces, weight, bias)
@@ -123,10 +125,10 @@ def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> Lay
         iterations=max(solution.iterations for solution in solutions),
         seconds=time.perf_counter() - started,
     )
-    if not all(status.feasible for solution in solutions for status in solution.status):
-        count = sum(not status.feasible for solution in solutions for status in solution.status)
-        notes += (f"{task.name}: no feasible weights were found for {count} neurons.",)
-    return replace(outcome, result=result, notes=notes)
+    size = sum(part.dual.nbytes for part in backing if part.dual is not None)
+    if size > task.recipe.certificate_megabytes * 2**20:  # they could not be saved, so they need not stay in memory
+        backing = tuple(replace(part, dual=None) for part in backing)
+    return replace(outcome, result=result, backing=backing, notes=tuple(notes))
 
 
 def conclude(
@@ -325,6 +327,21 @@ def _solve(task: LayerTask, piece: Piece, device: str | torch.device | None) -> 
     feasible = task.kappa == 1.0  # the dense weights are, unless a risk is taken
     initial = piece.dense.to(piece.program.inputs) if feasible else None
     return solve(piece.program, task.recipe.tolerance, initial=initial, device=device)
+
+
+def _feasible(solution: Solution) -> bool:
+    return all(status.feasible for status in solution.status)
+
+
+def _backing(task: LayerTask, piece: Piece, solution: Solution) -> Backing:
+    """The select stage's outcome as it will be kept: the certificate is of exactly these numbers.
+
+    Multipliers in float32 take half the space and any multipliers give a valid bound; they stay in float64 where the
+    program is in float64. A piece without feasible weights keeps the dense ones, which are feasible.
+    """
+    weight = solution.weight if _feasible(solution) else piece.dense
+    dual = solution.dual.to(piece.program.inputs.dtype)
+    return Backing(_cast(task.layer, weight), dual)
 
 
 def _refitted(

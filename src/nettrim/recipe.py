@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -53,6 +54,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("epsilon", "gamma", "kappa", "holdout", "tolerance", "certificate_megabytes"):
+            object.__setattr__(self, name, _each(_plain_number, getattr(self, name)))
         _numbers("epsilon", self.epsilon, "a finite number >= 0", lambda value: value >= 0)
         _numbers("gamma", self.gamma, "a finite number >= 1", lambda value: value >= 1)
         _choices("scheme", self.scheme, SCHEMES)
@@ -65,6 +68,8 @@ class Recipe:
             raise RecipeError(should("kappa", "a number in (0, 1]", repr(self.kappa)))
         if not (self.budget in ("layer", "neuron") if isinstance(self.budget, str) else _is_count(self.budget)):
             raise RecipeError(should("budget", "'layer', 'neuron' or a number of clusters >= 1", repr(self.budget)))
+        for name in ("scheme", "penalty"):
+            object.__setattr__(self, name, _each(lambda value: value, getattr(self, name)))
         for penalty in _values(self.penalty):
             if not isinstance(penalty, Penalty):
                 raise RecipeError(should("penalty", "a nettrim penalty such as nettrim.L1()", repr(penalty)))
@@ -190,6 +195,11 @@ def _check_keys(keys: Iterable[str]) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """Numbers of other libraries as Python's; anything else as it is."""
+    return float(value) if isinstance(value, Real) and type(value) not in (bool, int, float) else value
 
 
 def _is_count(value: object) -> bool:

@@ -131,13 +131,13 @@ def _proofs(trim: SavedTrim) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = dict(_penalty_tensors(trim.recipe))
     layers: dict[str, Any] = {}
     for place, outcome in enumerate(trim.layers):
-        size = sum(4 * part.dual.numel() for part in outcome.backing if part.dual is not None)
-        kept = size <= left
+        size = sum(part.dual.nbytes for part in outcome.backing if part.dual is not None)
+        kept = size <= left and all(part.dual is not None for part in outcome.backing)
         left -= size if kept else 0
         for piece, part in enumerate(outcome.backing):
             tensors[f"weight.{place}.{piece}"] = part.weight.detach().cpu().contiguous()
-            if kept and part.dual is not None:  # any multipliers give a valid bound, so float32 is enough
-                tensors[f"dual.{place}.{piece}"] = part.dual.detach().to("cpu", torch.float32).contiguous()
+            if kept and part.dual is not None:
+                tensors[f"dual.{place}.{piece}"] = part.dual.detach().cpu().contiguous()
         layers[outcome.result.name] = {"pieces": len(outcome.backing), "kappa": outcome.kappa, "duals": kept}
     return tensors, layers
 

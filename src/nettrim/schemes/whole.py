@@ -92,8 +92,10 @@ def _bound(
     unknown = [name for name in original.chain if name not in made and name not in kept]
     if unknown:
         return None, f"the norm of layer {unknown[0]!r}, which was not trimmed, is not known", ""
+    last = original.chain[-1]
+    features = (weights[last] if last in weights else kept[last]).shape[0]
     rows = {outcome.samples for outcome in outcomes}
-    if rows != {before.numel() // before.shape[-1]}:
+    if made and rows != {before.numel() // features}:
         return None, "only some positions of each sample were used, so the layers' distances cover a part", ""
     links = []
     for name in original.chain:
