@@ -41,9 +41,7 @@ class LayerTask:
     scheme: str = "parallel"  # "parallel" or "cascade"
     moved: bool = False  # the inputs differ from the original network's, so eq. (7) of N gives epsilon
     kappa: float = 1.0  # risk coefficient, A section 3.3
-    before_refit: Tensor | None = (
-        None  # moved, after refits: the inputs that the select stage's weights would have made
-    )
+    before_refit: Tensor | None = None  # moved: the inputs had the layer before not been refitted
     before_refit_offset: Tensor | None = None
 
     @property

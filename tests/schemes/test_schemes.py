@@ -69,14 +69,15 @@ def test_measured_discrepancy_never_exceeds_the_bound(seed, constraint, slack, s
     assert relative_discrepancy(model(data), network.module(data)) > result.bound
 
 
+@pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("constraint", "slack"), CONSTRAINTS)
 @pytest.mark.parametrize("budget", ["layer", "neuron"])
-def test_theorem_2_for_link_normalised_nets(seed, constraint, slack, budget):
+def test_theorem_2_for_link_normalised_nets(seed, constraint, slack, budget, refit):
     model, data = chain(seed, normal=True)
     gamma = 1.3
     network, outcome = run(
-        model, data, constraint=constraint, slack=slack, scheme="cascade", refit=False, gamma=gamma, budget=budget
+        model, data, constraint=constraint, slack=slack, scheme="cascade", refit=refit, gamma=gamma, budget=budget
     )
     original, trimmed = responses(model, data), responses(network.module, data)
     first = 0.1 * float(original[0].norm())
@@ -84,6 +85,8 @@ def test_theorem_2_for_link_normalised_nets(seed, constraint, slack, budget):
         measured = float((after - before).norm())
         assert measured <= theorem_2(first, [gamma] * place) * (1 + 1e-6)
         assert measured <= outcome.layers[place].distance * (1 + 1e-9)
+        allowed = outcome.layers[place].result.epsilon * float(before.norm())
+        assert allowed <= theorem_2(first, [gamma] * place) * (1 + 1e-6)
     assert float(original[-1].norm()) * outcome.result.network.bound <= theorem_2(first, [gamma, gamma]) * (1 + 1e-6)
 
 

@@ -5,13 +5,13 @@ The only place where results flow back: new weights enter the next capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nettrim.layerwise import LayerOutcome, LayerTask, original_responses
-from nettrim.models.base import LayerSamples, Network
+from nettrim.models.base import Layer, LayerSamples, Network
 from nettrim.recipe import Recipe
 
 _SAME = 1e-6  # inputs closer than this, relative, count as the original ones: float32 rounding leaves no less
@@ -19,30 +19,33 @@ _SAME = 1e-6  # inputs closer than this, relative, count as the original ones: f
 
 def trim_cascade(
     network: Network,
-    selected: Network | None,
     original: Network,
     batches: Sequence[object],
     names: Sequence[str],
     recipe: Recipe,
     work: Callable[[LayerTask], LayerOutcome],
+    done: Mapping[str, LayerOutcome],
 ) -> Iterator[LayerOutcome]:
-    """Outcomes in order of execution; `network` and `selected` are updated after each, `original` is only read.
+    """Outcomes in order of execution; `network` is updated after each, `original` is only read.
 
     A layer whose inputs nothing has changed yet, as the first one, gets the recipe's epsilon. Any other gets eps^2 =
     gamma times what its dense weights reach (N eq. 7, A eq. 19), so that they stay feasible. kappa falls on the
     network's last layer alone (A section 3.3).
 
-    A refit makes a layer's error so small that eq. (7) would leave the next layer next to nothing to spend. Tolerances
-    therefore follow the error before refits: `selected` carries the select stage's weights, and eq. (7) is taken
-    at its inputs where that gives more. Without refits it is None, and this is N Algorithm 2.
+    A refit makes a layer's error so small that eq. (7) would leave the next layer next to nothing to spend. With refits
+    eq. (7) is therefore also taken at the inputs that the previous layer's select stage would have made, and the
+    larger counts: Theorem 2 holds as published (docs/bounds.md, section 4). `done` has the layers already trimmed.
     """
     layers = {layer.name: layer for layer in original.layers}
-    last = original.layers[-1].name
+    order = list(layers)
+    outcomes = dict(done)
     for name in names:
         now = network.capture(batches, [name])[name]
         before = original.capture(batches, [name])[name]
-        unrefined = selected.capture(batches, [name])[name] if selected is not None else now
-        if _moved(now, before) or _moved(unrefined, before):
+        place = order.index(name)
+        previous = outcomes.get(order[place - 1]) if place and recipe.refit else None
+        unrefined = None if previous is None else _before_refit(network, previous, layers, batches, name)
+        if _moved(now, before) or (unrefined is not None and _moved(unrefined, before)):
             task = LayerTask(
                 layer=layers[name],
                 inputs=now.inputs,
@@ -51,17 +54,27 @@ def trim_cascade(
                 recipe=recipe,
                 scheme="cascade",
                 moved=True,
-                kappa=recipe.kappa if name == last else 1.0,
-                before_refit=None if selected is None else unrefined.inputs,
-                before_refit_offset=None if selected is None else unrefined.offset,
+                kappa=recipe.kappa if name == order[-1] else 1.0,
+                before_refit=None if unrefined is None else unrefined.inputs,
+                before_refit_offset=None if unrefined is None else unrefined.offset,
             )
         else:
             task = LayerTask(layers[name], before.inputs, None, before.offset, recipe, "cascade")
-        outcome = work(task)
+        outcome = outcomes[name] = work(task)
         network.update(name, outcome.weight, outcome.bias)
-        if selected is not None:
-            selected.update(name, *outcome.selected(layers[name]))
         yield outcome
+
+
+def _before_refit(
+    network: Network, previous: LayerOutcome, layers: Mapping[str, Layer], batches: Sequence[object], name: str
+) -> LayerSamples:
+    """What a layer would read had the layer before it not been refitted."""
+    above = previous.result.name
+    network.update(above, *previous.selected(layers[above]))
+    try:
+        return network.capture(batches, [name])[name]
+    finally:
+        network.update(above, previous.weight, previous.bias)
 
 
 def _moved(now: LayerSamples, before: LayerSamples) -> bool:

@@ -42,13 +42,9 @@ def run_schemes(
     _tell(listener, "start", 0, len(names))
     for outcome in trim_parallel(original, batches, first, recipe, work, executor):
         finished(outcome)
-    selected = network.copy() if recipe.refit and then else None  # the network as it was before refits
-    layers = {layer.name: layer for layer in original.layers}
     for name in first:
         network.update(name, outcomes[name].weight, outcomes[name].bias)
-        if selected is not None:
-            selected.update(name, *outcomes[name].selected(layers[name]))
-    for outcome in trim_cascade(network, selected, original, batches, then, recipe, work):
+    for outcome in trim_cascade(network, original, batches, then, recipe, work, dict(outcomes)):
         finished(outcome)
     _tell(listener, "done", len(outcomes), len(names))
     return tuple(outcomes[name] for name in names)
