@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from nettrim.models.onnx_network import OnnxNetwork  # noqa: E402
+from nettrim.models.onnx_network import OnnxNetwork
 
 
 class Residual(nn.Module):
@@ -71,7 +71,11 @@ BUILD = {"mlp": mlp, "twins": twins, "residual": Residual, "block": Block}
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 
@@ -93,7 +97,9 @@ def export(module: nn.Module, x: Tensor, path: Path, *, dynamo: bool) -> Path:
     with quiet():
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},)
-            torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
+            torch.onnx.export(
+                module, (x,), path, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False
+            )
         else:
             names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}}}
             torch.onnx.export(module, (x,), path, dynamo=False, **names)
@@ -105,7 +111,7 @@ def linears(module: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["mlp", "residual", "block"])
 def test_exported_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
     module, x = built(name)
     network = OnnxNetwork(export(module, x, tmp_path / "m.onnx", dynamo=dynamo), targets=None)
@@ -123,7 +129,7 @@ def test_exported_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(made, samples.preactivations, atol=1e-4, rtol=1e-4)
     activations = [layer.activation for layer in network.layers]
     if name == "mlp":
-        assert activations == ["relu", "leaky_relu:0.1", "linear"] or activations[1].startswith("leaky_relu:0.1")
+        assert activations == ["relu", "leaky_relu:0.1", "linear"]
         assert network.chain == tuple(layer.name for layer in network.layers)
     if name == "residual":
         assert activations == ["relu", "relu6", "relu", "linear"]
@@ -175,7 +181,7 @@ def test_a_recurrent_network_keeps_its_recurrent_part(tmp_path: Path) -> None:
 def test_export_with_a_fixed_batch_of_one(tmp_path: Path) -> None:
     module, x = built("residual")
     with quiet():
-        torch.onnx.export(module, (x[:1],), tmp_path / "m.onnx", dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(module, (x[:1],), tmp_path / "m.onnx", dynamo=False)
     network = OnnxNetwork(tmp_path / "m.onnx", positions=10)
     with torch.no_grad():
         torch.testing.assert_close(network.outputs([x]), module(x), atol=1e-4, rtol=1e-4)

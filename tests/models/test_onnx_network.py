@@ -676,6 +676,7 @@ def test_names_of_nameless_and_namesake_nodes() -> None:
     tensors = {"encoder.0.weight": array(4, 6), "b": array(4), "onnx::MatMul_12": array(4, 4), "w": array(4, 4)}
     network = OnnxNetwork(model(nodes, tensors))
     assert [layer.name for layer in network.layers] == ["encoder.0", "k", "same", "same_2"]
+    network.outputs([array(3, 6)])  # ONNX Runtime takes no namesakes
     assert [layer.name for layer in OnnxNetwork(model(nodes, tensors), targets=["Gemm", "same*"]).layers] == [
         "encoder.0",
         "same",
@@ -710,6 +711,56 @@ def test_classifier_with_label_first(tmp_path: Path) -> None:
     assert [layer.name for layer in network.layers] == ["coefficient", "coefficient1"]
     torch.testing.assert_close(network.outputs([x]).sum(1), torch.ones(6))
     network.save(tmp_path / "m.onnx", [x])
+
+
+@pytest.mark.parametrize("last", ["ArgMax", "ZipMap"])
+def test_outputs_of_a_network_that_only_answers_labels(last: str) -> None:
+    nodes = [node("MatMul", "x w", "m"), node("Softmax", "m", "p")]
+    proto = model([*nodes, node("ArgMax", "p", "y", axis=1)], {"w": array(6, 3)}, dtype=TensorProto.FLOAT)
+    if last == "ZipMap":
+        zipped = node("ZipMap", "p", "y", domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
+        proto.graph.node[-1].CopyFrom(zipped)
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+        mapping = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        proto.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(mapping))
+    else:
+        proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, ["N", 1]))
+    torch.testing.assert_close(OnnxNetwork(proto).outputs([array(5, 6)]).sum(1), torch.ones(5))
+
+
+def test_the_model_zoo_style_of_old_exporters(tmp_path: Path) -> None:
+    """IR 3, opset 8, every tensor listed as an input, weights behind Reshape, biases as (channels, 1, 1)."""
+    nodes = [
+        node("Conv", "x Parameter5", "Convolution28_Output_0", kernel_shape=[5, 5], auto_pad="SAME_UPPER", group=1),
+        node("Add", "Convolution28_Output_0 Parameter6", "Plus30_Output_0", name="Plus30"),
+        node("Relu", "Plus30_Output_0", "ReLU32_Output_0", name="ReLU32"),
+        node("MaxPool", "ReLU32_Output_0", "Pooling66_Output_0", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Reshape", "Pooling66_Output_0 shape0", "flat"),
+        node("Reshape", "Parameter193 shape1", "Parameter193_reshape1"),
+        node("MatMul", "flat Parameter193_reshape1", "Times212_Output_0", name="Times212"),
+        node("Add", "Times212_Output_0 Parameter194", "y", name="Plus214"),
+    ]
+    tensors = {
+        "Parameter5": array(4, 1, 5, 5),
+        "Parameter6": array(4, 1, 1),
+        "Parameter193": array(4, 4, 4, 10),
+        "Parameter194": array(1, 10),
+        "shape0": np.array([1, 64], np.int64),
+        "shape1": np.array([64, 10], np.int64),
+    }
+    proto = model(nodes, tensors, (1, 1, 8, 8), opset=8, ir=3)
+    network = OnnxNetwork(proto)
+    assert [(layer.name, layer.activation) for layer in network.layers] == [
+        ("Parameter5", "relu"),
+        ("Times212", "linear"),
+    ]
+    assert all(layer.bias is not None for layer in network.layers)
+    x = array(5, 1, 8, 8)
+    single = model(nodes, tensors, (1, 1, 8, 8), opset=8, ir=3)
+    expected = np.concatenate([run(single, {"x": row[None]})[0] for row in x])
+    np.testing.assert_allclose(network.outputs([x]), expected, atol=1e-5)
+    network.save(tmp_path / "m.onnx", [x])
+    np.testing.assert_allclose(OnnxNetwork(tmp_path / "m.onnx").outputs([x]), expected, atol=1e-5)
 
 
 def test_nothing_to_trim_and_weights_that_are_not_finite() -> None:

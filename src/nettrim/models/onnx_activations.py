@@ -46,7 +46,7 @@ def _leaky(name: str, slope: float) -> str | None:
         return "relu"
     if slope == 1:
         return "linear"
-    return f"{name}:{slope!r}" if 0 < slope < 1 else None  # steeper ones are not 1-Lipschitz
+    return f"{name}:{_short(slope)!r}" if 0 < slope < 1 else None  # steeper ones are not 1-Lipschitz
 
 
 def _clip(graph: Graph, node: Any, fields: dict[str, Any]) -> str | None:
@@ -68,7 +68,12 @@ def _clip(graph: Graph, node: Any, fields: dict[str, Any]) -> str | None:
         return "relu6"
     if np.isinf(low) and np.isinf(high):
         return "linear"
-    return f"hardtanh:{low!r}:{high!r}"
+    return f"hardtanh:{_short(low)!r}:{_short(high)!r}"
+
+
+def _short(value: float) -> float:
+    """The shortest number that is the same in float32: 0.1 instead of 0.10000000149011612."""
+    return float(str(np.float32(value))) if np.float32(value) == value else value
 
 
 def _scalar(graph: Graph, value: str) -> float | None:

@@ -37,16 +37,26 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto, *, allow_extern
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _complete(model)
+    _name_apart(model.graph)
     check(model, _name(source))
     return model
 
 
 def check(model: Any, name: str) -> None:
-    """Run ONNX's checker on the whole model. Raises ModelError in one sentence."""
+    """Run ONNX's checker on the whole model. Raises ModelError in one sentence.
+
+    Outputs whose number of dimensions cannot be known have no shape, which the checker alone minds.
+    """
+    bare = _bare_outputs(model)
+    for value in bare:
+        value.type.tensor_type.shape.SetInParent()
     try:
         data = model.SerializeToString()
     except Exception as error:
         raise ModelError(should("model", "at most 2 GB in one piece", f"{name}, which is larger")) from error
+    finally:
+        for value in bare:
+            value.type.tensor_type.ClearField("shape")
     try:
         onnx.checker.check_model(data)
     except Exception as error:
@@ -124,6 +134,27 @@ def _complete(model: Any) -> None:
     for value in bare:
         if found[value.name].type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.CopyFrom(found[value.name].type.tensor_type.shape)
+
+
+def _name_apart(graph: Any) -> None:
+    """Give nodes that share a name different ones: the checker lets them pass, ONNX Runtime does not."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        base, count = node.name, 1
+        while node.name in seen:
+            count += 1
+            candidate = f"{base}_{count}"
+            if candidate not in taken:
+                node.name = candidate
+                taken.add(candidate)
+        if node.name:
+            seen.add(node.name)
+
+
+def _bare_outputs(model: Any) -> list[Any]:
+    tensors = [value for value in model.graph.output if value.type.HasField("tensor_type")]
+    return [value for value in tensors if not value.type.tensor_type.HasField("shape")]
 
 
 def _load_external(model: Any, tensors: list[Any], folder: Path | None, allowed: bool) -> None:

@@ -29,6 +29,12 @@ from nettrim.models.selection import Candidate, select
 from nettrim.models.store import SampleStore
 from nettrim.models.unfold import matrix_of, weight_of
 
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _AGREEMENT = 1e-5  # relative, between a saved file's predictions and the network's
 
@@ -59,7 +65,12 @@ class OnnxNetwork:
         if positions is not None and positions < 1:
             raise InputError(should("positions", "at least 1", positions))
         self.positions, self.seed, self.memory_budget, self.threads = positions, seed, memory_budget, threads
+        self._probe: Batch | None = None
         self.model: Any = read_model(path_or_modelproto, allow_external_data=allow_external_data)
+        original = Graph(self.model)
+        self._inputs, self._output = original.inputs, _main_output(original, self.model)
+        self._whole: Part | None = Part(self.model, [self._output], threads=threads)
+        probe, before = self._probed()
         editor = Editor(self.model)
         products, skipped = find_products(editor.graph)
         chosen = select([_candidate(product) for product in products], targets, ignore)
@@ -80,16 +91,19 @@ class OnnxNetwork:
         self.notes = tuple(notes)
         self._skipped = tuple(skipped)
         self._sites = {site.name: site for site in match(graph, sites)}
-        self._inputs, self._output = graph.inputs, _main_output(self.model)
         sampled = positions is not None and any(ranks.get(site.source, 3) > 2 for site in sites)
         self._chain = None if skipped or sampled else plain_chain(graph, list(self._sites.values()))
-        self._whole: Part | None = None
-        self._probe: Batch | None = None
+        self._whole = None
         self._stores: list[SampleStore] = []
         self._index()
         for site in self._sites.values():
             if site.bias is not None:
                 _check_finite(site.name, self._array(site.bias))
+        if before is not None and not _close(self.outputs([probe]), before):
+            raise ModelError(
+                should("model", "one that can be prepared for trimming", "one whose outputs changed by it")
+            )
+        self._probe = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -169,9 +183,9 @@ class OnnxNetwork:
         """Write the model with its present weights as one self-contained file, or nothing.
 
         The written file is checked and its predictions on `batches` (or on the first samples the network has
-        seen, or zeros) are compared with the network's. Raises ModelError when they differ.
+        seen, or on noise) are compared with the network's. Raises ModelError when they differ.
         """
-        wanted = self._normalised(batches) if batches is not None else [self._probe or self._zeros()]
+        wanted = self._normalised(batches) if batches is not None else [self._probe or self._made_up()]
         expected = self.outputs(wanted)
 
         def agrees(model: Any) -> None:
@@ -245,14 +259,26 @@ class OnnxNetwork:
                 found.append(_plain(chunk.trim(np.asarray(part.run(chunk)[self._output]))))
         return torch.cat(found) if found[0].dim() else torch.stack(found)
 
-    def _zeros(self) -> Batch:
-        """One sample of zeros of the declared shapes."""
+    def _made_up(self) -> Batch:
+        """One sample of the declared shapes, noise for floating inputs and zeros for others; free sizes are one."""
         arrays = []
+        generator = np.random.default_rng(self.seed)
         for value in self._inputs:
             kind = value.type.tensor_type
             shape = [d.dim_value if d.dim_value > 0 else 1 for d in kind.shape.dim]
-            arrays.append(torch.from_numpy(np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))))
+            noise = generator.standard_normal(shape) if kind.elem_type in _FLOATS else np.zeros(shape)
+            arrays.append(torch.from_numpy(noise.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))))
         return Batch(tuple(arrays), {}, None, len(arrays[0]) if arrays and arrays[0].dim() else 1)
+
+    def _probed(self) -> tuple[Batch | None, Tensor | None]:
+        """The unchanged model's outputs on made-up inputs, None where it cannot take them or answers by chance."""
+        try:
+            probe = self._made_up()
+            before = self.outputs([probe])
+            same = torch.equal(before, self.outputs([probe]))
+        except (DataError, TypeError, ValueError, MemoryError):
+            return None, None
+        return probe, before if same else None
 
 
 def _candidate(product: Product) -> Candidate:
@@ -266,13 +292,24 @@ def _untargeted(product: Product) -> Skipped:
     return Skipped(product.name, product.kind, tuple(weight.shape), "not in targets", int(np.count_nonzero(weight)))
 
 
-def _main_output(model: Any) -> str:
-    """The first floating output; classifiers often give the label first."""
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+def _main_output(graph: Graph, model: Any) -> str:
+    """The first floating output, or what a lone label was chosen from; classifiers often give the label first."""
     for value in model.graph.output:
-        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in floats:
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in _FLOATS:
             return value.name
+    for value in model.graph.output:
+        node = graph.made_by(value.name)
+        if node is not None and node.op_type in ("ZipMap", "ArgMax"):
+            return node.input[0]
     raise ModelError(should("model", "one with an output of floating numbers", "none"))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, generously: what it has to find is a wrong structure."""
+    scale = other.nan_to_num().abs().max() if other.numel() else 0.0
+    return one.shape == other.shape and bool(
+        torch.isclose(one, other, rtol=0, atol=1e-2 * float(scale) + 1e-30, equal_nan=True).all()
+    )
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

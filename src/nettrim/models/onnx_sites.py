@@ -178,7 +178,7 @@ def _fold_next(editor: Editor, site: Site) -> Site | None:
         one, zero = np.ones_like(vector), np.zeros_like(vector)
         if node.op_type in ("Sub", "Div") and slot == 0:
             return None
-        with np.errstate(divide="ignore"):
+        with np.errstate(all="ignore"):
             scale, shift = {
                 "Add": (one, vector),
                 "Sub": (one, -vector),
@@ -191,7 +191,11 @@ def _fold_next(editor: Editor, site: Site) -> Site | None:
         return None
     stored = onnx.numpy_helper.to_array(editor.graph.initializers[site.weight])
     scaled = stored.astype(np.float64) * _along_outputs(site, scale, stored.ndim)
-    editor.store(site.weight, scaled.astype(stored.dtype))
+    with np.errstate(over="ignore"):
+        cast = scaled.astype(stored.dtype)
+    if not np.isfinite(cast).all():
+        return None
+    editor.store(site.weight, cast)
     bias = shift
     if site.bias is not None:
         present = onnx.numpy_helper.to_array(editor.graph.initializers[site.bias]).reshape(-1)
@@ -223,8 +227,9 @@ def _normalization(editor: Editor, site: Site) -> tuple[Any, np.ndarray, np.ndar
     if len(arrays) != 4 or any(array.size != _features(editor, site) for array in arrays):
         return None
     gamma, beta, mean, variance = arrays
-    scale = gamma / np.sqrt(variance + float(fields.get("epsilon", 1e-5)))
-    return node, scale, beta - mean * scale
+    with np.errstate(all="ignore"):  # what is not finite is not folded
+        scale = gamma / np.sqrt(variance + float(fields.get("epsilon", 1e-5)))
+        return node, scale, beta - mean * scale
 
 
 def _constant_operand(editor: Editor, site: Site, kinds: tuple[str, ...]) -> tuple[Any, int, np.ndarray] | None:
