@@ -126,14 +126,14 @@ ZOO = {
             nn.ConvTranspose2d(6, 2, 2, 2), nn.Hardtanh(),
         ),
         (4, 3, 3),
-    ),  # fmt: skip
+    ),
     "activations": (
         lambda: nn.Sequential(
             nn.Linear(6, 6), nn.PReLU(), nn.Linear(6, 6), nn.Hardtanh(-0.5, 0.7), nn.Linear(6, 6), nn.Softplus(),
             nn.Linear(6, 6), nn.Hardsigmoid(), nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), nn.Hardtanh(0.0, 6.0),
         ),
         (6,),
-    ),  # fmt: skip
+    ),
     "norm 1d": (lambda: nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3)), (6,)),
     "residual": (lambda: nn.Sequential(Residual(), Residual(4, 6, 2), nn.Flatten(), nn.LazyLinear(3)), (4, 6, 6)),
     "mobile": (lambda: nn.Sequential(Inverted(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), (4, 6, 6)),
@@ -226,8 +226,8 @@ def test_moving_within_the_preimage_does_not_change_the_network(name, layer, act
         ("perceptron", {"0": "relu", "3": "linear"}),
         ("conv1d", {"0": "leaky_relu:0.1", "2": "tanh"}),
         ("conv3d", {"0": "relu6", "2": "sigmoid"}),
-        ("activations", {"0": "prelu:0.25", "2": "hardtanh:-0.5:0.7", "4": "softplus", "6": "hardsigmoid", "8": "linear",
-                         "10": "relu6"}),
+        ("activations", {"0": "prelu:0.25", "2": "hardtanh:-0.5:0.7", "4": "softplus", "6": "hardsigmoid",
+                         "8": "linear", "10": "relu6"}),
         ("mobile", {"0.body.0": "relu6", "0.body.3": "relu6", "0.body.6": "linear", "3": "linear"}),
         ("attention", {"attention.in_proj_weight": "linear", "attention.out_proj": "linear", "up": "linear",
                        "down": "linear"}),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from nettrim.errors import DataError, InputError, ModelError
 from nettrim.models.torch_network import TorchNetwork
@@ -39,8 +40,16 @@ RAW = {
     "numpy": lambda m, x: m.b(F.relu(m.a(x))) * float(m.a.weight.detach().numpy()[0, 0]),
     "list": lambda m, x: m.b(F.relu(m.a(x))) * sum(m.a.weight.flatten().tolist()),
     "as an input": lambda m, x: m.b(F.relu(m.a(x))) + m.b(m.a.weight).sum(),
+    "vmap of a layer": lambda m, x: m.b(torch.func.vmap(lambda row: F.relu(m.a(row)))(x)),
+    "gradient": lambda m, x: m.b(gradient(m, x)),
     "vmap": lambda m, x: m.b(F.relu(torch.func.vmap(lambda row: m.a.weight @ row)(x))),
 }
+
+
+def gradient(m, x):
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(F.relu(m.a(x)).sum(), x)[0]
 
 
 @pytest.mark.parametrize("name", RAW)
@@ -145,12 +154,20 @@ PASSED = {
     "sum over the branch": lambda m, x: m.b(F.relu(x.clone().add_(m.a(x)))),
     "broadcast sum": lambda m, x: m.b(F.relu(m.a(x) + torch.arange(4.0))),
     "metadata": lambda m, x: m.b(F.relu(z.reshape(z.shape[0], -1)) if (z := m.a(x)).is_floating_point() else x),
+    "autocast": lambda m, x: autocast(m, x),
+    "checkpoint": lambda m, x: m.b(checkpoint(lambda v: F.relu(m.a(v)), x, use_reentrant=False)),
     "cast": lambda m, x: m.b(F.relu(m.a(x).double()).float()),
     "dropout": lambda m, x: m.b(F.relu(F.dropout(m.a(x), 0.5, m.training))),
     "threshold": lambda m, x: m.b(F.threshold(m.a(x), 0.0, 0.0)),
     "written over later": lambda m, x: m.b(F.relu(m.a(x)).mul_(2)),
     "input written over": lambda m, x: input_written(m, x),
 }
+
+
+def autocast(m, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = F.relu(m.a(x))
+    return m.b(y.float())
 
 
 def input_written(m, x):
@@ -174,7 +191,8 @@ def test_what_stands_between_a_layer_and_its_relu(name):
     if name in offsets:
         torch.testing.assert_close(samples.offset, offsets[name])
         made = made + offsets[name]
-    torch.testing.assert_close(samples.preactivations, made)
+    tolerance = {"atol": 3e-2, "rtol": 3e-2} if name == "autocast" else {}
+    torch.testing.assert_close(samples.preactivations, made, **tolerance)
 
 
 def test_weight_norm_is_skipped_in_both_spellings():
@@ -364,3 +382,10 @@ def test_a_compiled_piece_is_not_trusted():
         piece = torch.jit.trace(lambda z: torch.relu(z) + z, torch.randn(2, 4))
     network = TorchNetwork(Net(lambda m, x: m.b(F.relu(z := m.a(x)) + piece(z))), torch.randn(5, 4))
     assert network.layers[0].activation == "linear"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_models_and_parts_are_seen_through():
+    model = nn.Sequential(torch.compile(nn.Linear(4, 4), backend="eager"), nn.ReLU(), nn.Linear(4, 2))
+    assert TorchNetwork(model, torch.randn(3, 4)).chain == ("0", "2")
+    assert TorchNetwork(torch.compile(model, backend="eager"), torch.randn(3, 4)).chain == ("0", "2")

@@ -81,7 +81,9 @@ def normalise_batches(
     batches: list[Batch] = []
     total = 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a shuffling loader: same seed, same order, and the caller's state untouched
+        torch.default_generator.manual_seed(
+            seed
+        )  # a shuffling loader: same seed, same order, and the caller's state untouched
         for index, item in enumerate(_items(data, limit, seed)):
             batch = item if isinstance(item, Batch) else _batch(item, required, most)
             if limit is not None and total + batch.size > limit:

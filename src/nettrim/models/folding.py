@@ -61,7 +61,7 @@ def foldable(
         if trace.raw_uses.get(weight.parameter) or len(node.outputs) != 1:
             continue
         readers = trace.users(node.outputs[0])
-        after = [name for norm, name in norms if [norm.index] == readers and norm.inputs[0] == node.outputs[0]]
+        after = [name for norm, name in norms if (norm.index,) == readers and norm.inputs[0] == node.outputs[0]]
         # BatchNorm works on axis 1; a Linear's features are there only for plain (samples, features).
         flat = found[0].geometry.dims > 0 or (node.call is not None and node.call.out.dim() == 2)
         if len(after) == 1 and after[0] is not None and names.count(after[0]) == 1 and flat:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 CONVOLUTIONS = {f"conv{d}d": d for d in (1, 2, 3)}
@@ -182,6 +183,8 @@ def _sloped(name: str, slope: float) -> str | None:
 def _linear_call(values: Mapping[str, Any], geometry: Geometry) -> LinearCall | None:
     inputs, weight = values.get("input"), values.get("weight")
     if not isinstance(inputs, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(inputs):  # inside vmap: its shape is not the true one
         return None
     return LinearCall(inputs, weight, values.get("bias"), geometry)
 

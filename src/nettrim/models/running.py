@@ -20,32 +20,44 @@ _EXAMPLE_ROWS = 2  # of the batch on which the structure is found: enough to tel
 
 def deep_copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of modules that hold computed tensors (old weight norm, pruning masks)."""
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
     memo: dict[int, Any] = {}
     for part in model.modules():
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    module = copy.deepcopy(getattr(model, "_orig_mod", model), memo)
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if hasattr(child, "_orig_mod"):  # of torch.compile: its operations would go unseen
+                setattr(part, name, child._orig_mod)
+    return module
 
 
 @contextmanager
 def evaluating(module: nn.Module, seed: int) -> Iterator[None]:
     """Evaluation mode and a seeded random state; flags, buffers and the random state are put back afterwards."""
     flags = {part: part.training for part in module.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = [(part, *item) for part in module.modules() for item in part._buffers.items()]
+    kept = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    fast = torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # observed and unobserved runs take the same kernels
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for part, flag in flags.items():
             part.training = flag
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for (part, name, buffer), before in zip(buffers, kept, strict=True):
+                part._buffers[name] = buffer
+                if buffer is not None and before is not None:
+                    buffer.copy_(before)
 
 
 def example_trace(module: nn.Module, example: Batch, seed: int) -> tuple[Trace, Batch]:

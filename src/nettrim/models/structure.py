@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nettrim.models.base import LayerSamples
 from nettrim.models.batches import Batch
 from nettrim.models.capture import Collector, Positions, collect
 from nettrim.models.chain import plain_chain
@@ -57,43 +58,47 @@ def discover(
     activation received on the example.
     """
     everything = find_uses(trace)
-    found: list[tuple[int, Trimmable]] = []
-    left: list[Left] = []
+    found: dict[str, Trimmable] = {}
+    reasons: list[str] = []
     for weight, chosen in weights:
         uses = agreed(everything.get(weight.parameter, ()))
-        reason = why_not(module, weight, uses, trace)
-        if reason is None and not chosen:
-            reason = "not in targets"
+        reason = why_not(module, weight, uses, trace) or ("" if chosen else "not in targets")
+        if not reason:
+            found[weight.name] = trimmable(module, weight, uses, everything, trace)
+        reasons.append(reason)
+    proved = _reproduced(module, list(found.values()), trace, example, seed)
+    left = []
+    for (weight, _), reason in zip(weights, reasons, strict=True):
+        uses = everything.get(weight.parameter, ())
         kind = uses[0].geometry.kind if uses else type(module.get_submodule(weight.owner)).__name__
         first = uses[0].node if uses else len(trace.nodes)
-        layer = trimmable(module, weight, uses, everything, trace) if reason is None else None
-        if layer is not None and not _reproduced(module, layer, trace, example, seed):
-            layer, reason = None, "its responses could not be reproduced from its weight"
-        if layer is not None:
-            found.append((first, layer))
-        else:
-            left.append(Left(weight.name, kind, weight.parameter, reason or "", first))
-    found.sort(key=lambda pair: pair[0])
+        if not reason and weight.name not in proved:
+            reason = "its responses could not be reproduced from its weight"
+        if reason:
+            left.append(Left(weight.name, kind, weight.parameter, reason, first))
+    layers = {name: found[name] for name in sorted(proved, key=lambda name: found[name].uses[0].node)}
     left.sort(key=lambda record: record.node)
-    layers = {layer.name: layer for _, layer in found}
     chain = None if left else _chain(trace, layers, positions)
     return Structure(trace.light(), layers, tuple(left), chain)
 
 
-def _reproduced(module: nn.Module, layer: Trimmable, trace: Trace, example: Batch, seed: int) -> bool:
-    collector = Collector(trace, [layer], Positions(_PROOF_POSITIONS, seed), SampleStore())
+def _reproduced(module: nn.Module, layers: Sequence[Trimmable], trace: Trace, example: Batch, seed: int) -> set[str]:
+    """Names of the layers whose captured samples give what they answered."""
+    collector = Collector(trace, layers, Positions(_PROOF_POSITIONS, seed), SampleStore())
     with evaluating(module, seed):
         collect(module, [example], collector)
-    samples = collector.samples()[layer.name]
+    samples = collector.samples()
+    return {layer.name for layer in layers if _explained(module, layer, samples[layer.name], trace)}
+
+
+def _explained(module: nn.Module, layer: Trimmable, samples: LayerSamples, trace: Trace) -> bool:
     parameter = module.get_parameter(layer.parameter)
-    groups = layer.geometry.groups
     matrix = matrix_of(plain(parameter), layer.geometry).double()
-    rows = matrix.reshape(groups, -1, matrix.shape[1])
+    rows = matrix.reshape(layer.geometry.groups, -1, matrix.shape[1])
     inputs = samples.inputs.double()
     made = torch.einsum("gsi,goi->sgo", inputs, rows).flatten(1)
     scale = torch.einsum("gsi,goi->sgo", inputs.abs(), rows.abs()).flatten(1).max()
-    extras = [samples.offset, None if layer.bias is None else plain(module.get_parameter(layer.bias))]
-    for extra in extras:
+    for extra in (samples.offset, None if layer.bias is None else plain(module.get_parameter(layer.bias))):
         if extra is not None:
             made = made + extra.double()
             scale = scale + extra.abs().max()

@@ -11,6 +11,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,15 +67,21 @@ class Trace:
     hidden: frozenset[int]  # values read through memory they share, unseen as values
     result: Any = None
 
-    def users(self, value: int) -> list[int]:
-        """Indices of the nodes that read a value, -1 for the model's output, one entry a reading."""
-        found = [node.index for node in self.nodes for key in node.inputs if key == value]
-        found += [-1] * sum(key == value for key in self.outputs)
-        return [*found, -2] if value in self.hidden else found
+    def users(self, value: int) -> tuple[int, ...]:
+        """Indices of the nodes that read a value, -1 for the model's output, -2 for an unseen reader, one a reading."""
+        return self._users.get(value, ())
 
-    def producer(self, value: Key) -> Node | None:
-        """The node that made a value, None for inputs, parameters and constants."""
-        return next((node for node in self.nodes if value in node.outputs), None) if isinstance(value, int) else None
+    @cached_property
+    def _users(self) -> dict[Key, tuple[int, ...]]:
+        found: dict[Key, list[int]] = {}
+        for node in self.nodes:
+            for key in node.inputs:
+                found.setdefault(key, []).append(node.index)
+        for key in self.outputs:
+            found.setdefault(key, []).append(-1)
+        for value in self.hidden:
+            found.setdefault(value, []).append(-2)
+        return {key: tuple(users) for key, users in found.items()}
 
     def light(self) -> Trace:
         """The same trace without the tensors."""
