@@ -171,6 +171,31 @@ def test_matmul_and_add(order: str, shape: tuple[Any, ...], tmp_path: Path) -> N
     assert samples.inputs.shape == (1, 7 * int(np.prod(shape[1:-1])), 6)
 
 
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+def test_dense_layers_on_sequences_as_tensorflow_writes_them(kind: str, tmp_path: Path) -> None:
+    nodes = [
+        node("Reshape", "x flat", "xf"),
+        node(kind, "xf w", "m"),
+        node("Reshape", "m back", "mb"),
+        node("Add", "mb b", "a"),
+        node("Add", "a x", "s"),
+        node("Relu", "s", "r"),
+        node("Reshape", "r flat", "rf"),
+        node(kind, "rf v", "n"),
+        node("Reshape", "n last", "nb"),
+        node("Add", "c nb", "y"),
+    ]
+    tensors = {"w": array(6, 6), "b": array(6), "v": array(6, 4), "c": array(1, 1, 4)}
+    tensors |= {n: np.array(v, np.int64) for n, v in {"flat": [-1, 6], "back": [-1, 3, 6], "last": [-1, 3, 4]}.items()}
+    proto = model(nodes, tensors, ("N", 3, 6))
+    network = verify(proto, array(5, 3, 6), tmp_path)
+    assert [(layer.activation, layer.bias is not None) for layer in network.layers] == [
+        ("relu", True),
+        ("linear", True),
+    ]
+    assert OnnxNetwork(proto, positions=2).capture([array(5, 3, 6)], ["w"])["w"].inputs.shape == (1, 10, 6)
+
+
 def test_token_positions_are_sampled_and_seeded() -> None:
     proto = model([node("MatMul", "x w", "m"), node("Relu", "m", "y")], {"w": array(6, 4)}, ("N", 20, 6))
     x = array(5, 20, 6)

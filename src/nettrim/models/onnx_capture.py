@@ -73,6 +73,10 @@ class _Samples:
         )
         assert seen is not None and received is not None
         kernel: tuple[int, ...] = ()
+        if site.convolution is None and seen.shape[:-1] != received.shape[:-1]:
+            if seen[..., 0].numel() * received.shape[-1] != received.numel():
+                raise self._unfaithful("it is reshaped to other features")
+            seen = seen.reshape(*received.shape[:-1], seen.shape[-1])  # the same rows, reshaped behind the product
         if site.convolution is not None:
             seen, kernel = site.convolution.padded(seen), site.convolution.kernel
         samples, count = rows_per_sample(seen, received, geometry)

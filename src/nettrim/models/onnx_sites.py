@@ -13,6 +13,8 @@ from nettrim.models.onnx_graph import attributes, is_standard
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_products import Product
 
+_LAST_AXIS_KEPT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+
 
 @dataclass(frozen=True)
 class Site:
@@ -151,10 +153,13 @@ def _added_bias(editor: Editor, site: Site) -> Site:
     if site.bias is not None:
         return site
     found = _constant_operand(editor, site, ("Add",))
+    moved = found is None
     if found is None:
+        found = _constant_operand(editor, replace(site, result=_behind_reshapes(editor, site)), ("Add",))
+    if found is None or (moved and (found[2].size == 1 or not _spans_features(editor, *found))):
         return site
     node, slot, vector = found
-    if site.kind != "MatMul" and not site.offsets:
+    if site.kind != "MatMul" and not site.offsets and not moved:
         return add_bias(editor, _renamed(site, editor.bypass(node)), vector)
     value = node.input[slot]
     array = onnx.numpy_helper.to_array(editor.graph.initializers[value]) if editor.is_own(value) else None
@@ -164,6 +169,25 @@ def _added_bias(editor: Editor, site: Site) -> Site:
     name = editor.own(node, slot, stored, base, keep=keep)
     editor.refresh()
     return replace(site, bias=name, result=node.output[0])
+
+
+def _behind_reshapes(editor: Editor, site: Site) -> str:
+    """Where a product's result arrives through reshapes alone, as in TensorFlow's dense layers on sequences."""
+    value = site.result
+    if site.convolution is not None or site.side == "left":
+        return value
+    while (use := editor.graph.only_use(value)) is not None:
+        node = editor.graph.nodes[use.node]
+        if use.slot != 0 or not is_standard(node) or node.op_type not in _LAST_AXIS_KEPT:
+            break
+        value = node.output[0]
+    return value
+
+
+def _spans_features(editor: Editor, node: Any, slot: int, vector: np.ndarray) -> bool:
+    """Whether the added constant has every feature, which proves that the reshapes kept the last axis."""
+    constant = editor.graph.constant(node.input[slot])
+    return constant is not None and constant.array.size == vector.size
 
 
 def _fold_next(editor: Editor, site: Site) -> Site | None:
@@ -251,7 +275,8 @@ def _constant_operand(editor: Editor, site: Site, kinds: tuple[str, ...]) -> tup
 def _rank(editor: Editor, site: Site) -> int | None:
     if site.convolution is not None:
         return len(site.shape)
-    return 2 if site.kind == "Gemm" else editor.graph.ranks.get(site.result)
+    at_the_node = site.kind == "Gemm" and site.result == site.output
+    return 2 if at_the_node else editor.graph.ranks.get(site.result)
 
 
 def _features(editor: Editor, site: Site) -> int:
