@@ -82,7 +82,7 @@ def verify(proto: Any, x: np.ndarray, tmp_path: Path, *, tolerance: float = 1e-5
             mine = get_activation(layer.activation).apply(samples.preactivations)
             truth = np.swapaxes(truth, -1, -2) if network._sites[layer.name].side == "left" else truth
             np.testing.assert_allclose(mine, truth.reshape(mine.shape), rtol=tolerance, atol=tolerance)
-    check_update(network, batches, tmp_path / "saved.onnx", tolerance)
+    check_update(network, batches, tmp_path / "saved.onnx", tolerance, settings)
     return network
 
 
@@ -95,7 +95,7 @@ def check_samples(layer: Any, samples: Any, tolerance: float) -> None:
     torch.testing.assert_close(made, samples.preactivations, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-def check_update(network: OnnxNetwork, batches: list[Any], path: Path, tolerance: float) -> None:
+def check_update(network: OnnxNetwork, batches: list[Any], path: Path, tolerance: float, settings: Any) -> None:
     """New weights reach every layer, the file, and nothing else."""
     twin = network.copy()
     before = network.outputs(batches)
@@ -118,8 +118,12 @@ def check_update(network: OnnxNetwork, batches: list[Any], path: Path, tolerance
     chunk = saved.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     if chunk in (0, len(feed)):
         np.testing.assert_allclose(run(saved, {name: feed})[0], twin.outputs(batches), rtol=tolerance, atol=tolerance)
-    again = OnnxNetwork(path)
-    assert len(again.layers) >= len(twin.layers)
+    again = OnnxNetwork(path, **settings)
+    for old, new in zip(twin.layers, again.layers, strict=True):
+        assert (old.name, old.kind, old.activation, old.groups) == (new.name, new.kind, new.activation, new.groups)
+        torch.testing.assert_close(old.weight, new.weight, rtol=0, atol=0)
+        torch.testing.assert_close(old.bias, new.bias, rtol=0, atol=0)
+    assert again.chain == twin.chain
 
 
 GEMM_STYLES = {

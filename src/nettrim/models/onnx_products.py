@@ -53,7 +53,7 @@ def find_products(graph: Graph) -> tuple[list[Product], list[Skipped]]:
     """All nodes with weights in execution order, split into products and those left alone with their reasons."""
     products: list[Product] = []
     skipped: list[Skipped] = []
-    taken: set[str] = set()
+    taken = {node.name for node in graph.nodes}  # unique, as `read_model` sees to it
     for node in graph.nodes:
         for inner in _inner_weights(graph, node):
             skipped.append(inner)
@@ -154,8 +154,10 @@ def _skip(name: str, node: Any, weight: np.ndarray, reason: str) -> Skipped:
 
 def _name(node: Any, constant: Constant | None, taken: set[str]) -> str:
     """The node's own name; for a nameless node the weight's name, or the output's when that is anonymous too."""
-    name = node.name
-    if not name and constant is not None and not _ANONYMOUS.match(constant.stored):
+    if node.name:
+        return node.name
+    name = ""
+    if constant is not None and not _ANONYMOUS.match(constant.stored):
         name = _ENDINGS.sub("", constant.stored)
     name = name or (node.output[0] if node.output else node.op_type)
     unique, count = name, 1

@@ -46,6 +46,7 @@ class Site:
 def prepare(editor: Editor, product: Product, notes: list[str]) -> Site:
     """Give a product an own weight and bias in the edited model and fold a following BatchNormalization into them."""
     node = _node(editor, product.output)
+    node.name = product.name  # a nameless node keeps the name it was given, in the written file too
     constant = product.constant
     fields = attributes(node)
     readers = len(editor.graph.consumers.get(constant.stored, ()))
