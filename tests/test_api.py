@@ -88,7 +88,7 @@ def test_main_job(model, data):
     ],
 )
 def test_options(model, data, options):
-    trimmed = nettrim.trim(model, data[:60], **{"epsilon": 0.1, **options})
+    trimmed = nettrim.trim(model, data[:40], **{"epsilon": 0.1, **options})
     assert trimmed.report.nonzeros_after < trimmed.report.nonzeros_before
     done = [layer for layer in trimmed.report.layers if layer.skipped is None]
     for layer in done:

@@ -13,10 +13,10 @@ from nettrim.errors import DataError, InputError, ModelError, NettrimError, Reci
 
 def net(dtype=torch.float32):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).to(dtype)
 
 
-def data(count=40, dtype=torch.float32):
+def data(count=20, dtype=torch.float32):
     return torch.randn(count, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
@@ -86,8 +86,9 @@ def check(trimmed, model, inputs):
     assert trimmed.model(inputs).shape == model(inputs).shape
 
 
-@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-@pytest.mark.parametrize("constraint", ["distance", "strict"])
+@pytest.mark.parametrize(
+    ("scheme", "constraint"), [("parallel", "distance"), ("cascade", "distance"), ("cascade", "strict")]
+)
 class TestOddButValid:
     def trim(self, model, inputs, scheme, constraint, **options):
         trimmed = nettrim.trim(model, inputs, **{"epsilon": 0.1, **options}, scheme=scheme, constraint=constraint)
@@ -96,7 +97,7 @@ class TestOddButValid:
 
     def test_one_sample(self, scheme, constraint):
         trimmed = self.trim(net(), data(1), scheme, constraint)
-        assert trimmed.report.nonzeros_after <= 11
+        assert trimmed.report.nonzeros_after <= 7
 
     def test_one_neuron(self, scheme, constraint):
         model = nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Linear(1, 1))
@@ -129,7 +130,7 @@ class TestOddButValid:
         assert trimmed.report.network.discrepancy < 0.5
 
     def test_duplicated_samples(self, scheme, constraint):
-        self.trim(net(), data(20).repeat(3, 1), scheme, constraint)
+        self.trim(net(), data(12).repeat(3, 1), scheme, constraint)
 
     @pytest.mark.parametrize("scale", [1e-8, 1e8])
     def test_inputs_of_any_scale(self, scheme, constraint, scale):

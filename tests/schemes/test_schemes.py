@@ -19,7 +19,7 @@ from nettrim.schemes.whole import relative_discrepancy, trim_network
 CONSTRAINTS = [("distance", "published"), ("strict", "published"), ("strict", "positive")]
 
 
-def chain(seed, widths=(5, 8, 7, 3), bias=True, normal=False):
+def chain(seed, widths=(4, 6, 5, 3), bias=True, normal=False):
     torch.manual_seed(seed)
     linears = [nn.Linear(a, b, bias=bias, dtype=torch.float64) for a, b in itertools.pairwise(widths)]
     if normal:
@@ -30,7 +30,7 @@ def chain(seed, widths=(5, 8, 7, 3), bias=True, normal=False):
                 if vector is not None:
                     linear.bias.copy_(vector)
     layers = [layer for linear in linears for layer in (linear, nn.ReLU())][:-1]
-    return nn.Sequential(*layers), torch.randn(40, widths[0], dtype=torch.float64)
+    return nn.Sequential(*layers), torch.randn(25, widths[0], dtype=torch.float64)
 
 
 def quiet(event):
@@ -53,12 +53,12 @@ def responses(model, data):
     return [*found, data.detach()]
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("constraint", "slack"), CONSTRAINTS)
 @pytest.mark.parametrize("scheme", ["parallel", "cascade", "mixed"])
 @pytest.mark.parametrize("refit", [False, True])
-def test_measured_discrepancy_never_exceeds_the_bound(seed, constraint, slack, scheme, refit):
-    model, data = chain(seed, bias=seed != 2)
+def test_measured_discrepancy_never_exceeds_the_bound(bias, constraint, slack, scheme, refit):
+    model, data = chain(int(bias), bias=bias)
     scheme = {"0": "cascade", "2": "parallel", "4": "cascade"} if scheme == "mixed" else scheme
     network, outcome = run(model, data, constraint=constraint, slack=slack, scheme=scheme, refit=refit, gamma=1.2)
     result = outcome.result.network
@@ -70,7 +70,7 @@ def test_measured_discrepancy_never_exceeds_the_bound(seed, constraint, slack, s
 
 
 @pytest.mark.parametrize("refit", [False, True])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize(("constraint", "slack"), CONSTRAINTS)
 @pytest.mark.parametrize("budget", ["layer", "neuron"])
 def test_theorem_2_for_link_normalised_nets(seed, constraint, slack, budget, refit):
@@ -84,7 +84,7 @@ def test_theorem_2_for_link_normalised_nets(seed, constraint, slack, budget, ref
     for place, (before, after) in enumerate(zip(original, trimmed, strict=True)):
         measured = float((after - before).norm())
         assert measured <= theorem_2(first, [gamma] * place) * (1 + 1e-6)
-        assert measured <= outcome.layers[place].distance * (1 + 1e-9)
+        assert measured <= outcome.layers[place].distance * (1 + 1e-9) + 1e-12
         allowed = outcome.layers[place].result.epsilon * float(before.norm())
         assert allowed <= theorem_2(first, [gamma] * place) * (1 + 1e-6)
     assert float(original[-1].norm()) * outcome.result.network.bound <= theorem_2(first, [gamma, gamma]) * (1 + 1e-6)
