@@ -169,13 +169,13 @@ def _weight(draw: _Draw, kind: str, rows: int, columns: int) -> Tensor:
     if kind == "sparse":
         w = w * (torch.rand(rows, columns, generator=draw.generator) < 0.3)
     elif kind == "dead":
-        w[:: 2] = -w[:: 2].abs()
+        w[::2] = -w[::2].abs()
     elif kind == "all active":
         w = w.abs()
     elif kind == "zero row":
         w[0] = 0.0
     elif kind == "equal rows":
-        w[:] = w[0]
+        w = w[:1].repeat(rows, 1)
     return w
 
 
