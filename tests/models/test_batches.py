@@ -84,7 +84,7 @@ def test_limits_and_seeds():
     (two,) = normalise_batches((X, LABELS), limit=50, seed=1)
     (other,) = normalise_batches((X, LABELS), limit=50, seed=2)
     assert torch.equal(one.args[0], two.args[0]) and not torch.equal(one.args[0], other.args[0])
-    rows = [int((X == row).all(1).nonzero()) for row in one.args[0]]
+    rows = [int((row == X).all(1).nonzero()) for row in one.args[0]]
     assert torch.equal(LABELS[rows], one.labels)
     stream = normalise_batches(DataLoader(TensorDataset(X), batch_size=40), limit=50)
     assert [batch.size for batch in stream] == [40, 10]

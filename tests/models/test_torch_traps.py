@@ -330,6 +330,9 @@ def test_what_cannot_be_used_is_refused_in_one_sentence():
     with pytest.raises(DataError, match="Got"):
         TorchNetwork(good, torch.randint(0, 3, (5, 4)))
     network = TorchNetwork(good, x)
+    for use in (network.outputs, lambda batches: network.capture(batches, ["0"])):
+        with pytest.raises(DataError, match=r"Got \(5, 7\) float32 in batch 1"):
+            use([x, torch.randn(5, 7)])
     with pytest.raises(InputError, match=r"of shape \(3, 4\)"):
         network.update("0", torch.zeros(4, 3), None)
     with pytest.raises(InputError, match="trimmable layer"):

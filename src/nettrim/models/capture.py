@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nettrim.errors import ModelError, should
+from nettrim.errors import ModelError, NettrimError, should
 from nettrim.models.base import LayerSamples
 from nettrim.models.batches import Batch
 from nettrim.models.match import Use
 from nettrim.models.operations import linear_call
+from nettrim.models.running import refusal
 from nettrim.models.store import SampleStore, Writer
 from nettrim.models.trace import Call, Listener, Node, Trace, record
 from nettrim.models.unfold import patches, responses_at, rows_per_sample
@@ -155,8 +155,14 @@ def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector) -
     """Run a module over batches; each pass ends when the last layer asked for has answered."""
     for index, batch in enumerate(batches):
         collector.start(index)
-        with suppress(Finished):
+        try:
             record(module, batch.args, batch.kwargs, collector, keep=False)
+        except Finished:
+            pass
+        except NettrimError:
+            raise
+        except Exception as error:
+            raise refusal(module, batch, error, index) from error
         collector.finish()
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import _C, Tensor
 
 CONVOLUTIONS = {f"conv{d}d": d for d in (1, 2, 3)}
 TRANSPOSED = {f"conv_transpose{d}d": d for d in (1, 2, 3)}
@@ -184,7 +183,7 @@ def _linear_call(values: Mapping[str, Any], geometry: Geometry) -> LinearCall | 
     inputs, weight = values.get("input"), values.get("weight")
     if not isinstance(inputs, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
         return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(inputs):  # inside vmap: its shape is not the true one
+    if _C._functorch.is_functorch_wrapped_tensor(inputs):  # type: ignore[attr-defined]  # vmap hides a dimension
         return None
     return LinearCall(inputs, weight, values.get("bias"), geometry)
 

@@ -74,8 +74,14 @@ def example_trace(module: nn.Module, example: Batch, seed: int) -> tuple[Trace, 
         try:
             return record(module, example.args, example.kwargs, keep=True), example
         except Exception as error:
-            sentence = should("data", f"batches that the model takes{_expected(module)}", example.shapes())
-            raise DataError(f"{sentence} The model answered: {_short(error)}") from error
+            raise refusal(module, example, error) from error
+
+
+def refusal(module: nn.Module, batch: Batch, error: Exception, index: int | None = None) -> DataError:
+    """What to raise when a model failed on a batch: what came, what the first layer reads, what the model said."""
+    which = "" if index is None else f" in batch {index}"
+    sentence = should("data", f"batches that the model takes{_expected(module)}", batch.shapes() + which)
+    return DataError(f"{sentence} The model answered: {_short(error)}")
 
 
 def first_output(result: Any) -> Tensor:

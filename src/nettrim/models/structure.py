@@ -19,7 +19,7 @@ from nettrim.models.trace import Call, Trace
 from nettrim.models.unfold import matrix_of
 from nettrim.models.weights import Trimmable, Weight, trimmable, why_not
 
-_PROOF_POSITIONS = 64  # of each sample, on which a layer's samples are compared with what it answered
+_PROOF_POSITIONS = 8  # of each sample, on which a layer's samples are compared with what it answered
 
 
 @dataclass(frozen=True)

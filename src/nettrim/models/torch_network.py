@@ -15,7 +15,7 @@ from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.capture import Collector, Positions, collect
 from nettrim.models.folding import fold_all, give_bias
-from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, plain
+from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, plain, refusal
 from nettrim.models.selection import select
 from nettrim.models.state import load_into, restore, state_of
 from nettrim.models.store import SampleStore
@@ -119,8 +119,11 @@ class TorchNetwork:
         """The first output tensor ("logits" where there is one), (samples, ...), on the CPU."""
         found = []
         with evaluating(self.module, self.seed), torch.no_grad():
-            for batch in self._normalised(batches):
-                result = self.module(*batch.args, **batch.kwargs)
+            for index, batch in enumerate(self._normalised(batches)):
+                try:
+                    result = self.module(*batch.args, **batch.kwargs)
+                except Exception as error:
+                    raise refusal(self.module, batch, error, index) from error
                 found.append(first_output(result).cpu())
         return torch.cat(found)
 
