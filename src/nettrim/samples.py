@@ -34,10 +34,11 @@ class Samples:
         return sum(batch.size for batch in self.calibration)
 
 
-def split_samples(model: nn.Module, data: Any, holdout: Any, seed: int) -> Samples:
+def split_samples(model: nn.Module | None, data: Any, holdout: Any, seed: int) -> Samples:
     """Read `data` and set the held-out part aside.
 
-    `holdout`: None (a tenth, from 50 samples on), a fraction in [0, 1) drawn with `seed`, or data of its own.
+    `model` says which inputs a batch has (None: one). `holdout`: None (a tenth, from 50 samples on), a fraction in
+    [0, 1) drawn with `seed`, or data of its own.
     Raises DataError when there are no samples, or the fraction leaves none to calibrate on.
     """
     batches = normalise_batches(data, model=model, seed=seed)

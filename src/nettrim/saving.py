@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,16 @@ FORMAT = 1
 MODEL, PROOFS, REPORT, RECIPE, INDEX = (
     "model.safetensors", "proofs.safetensors", "report.json", "recipe.toml", "nettrim.json"
 )  # fmt: skip
+
+
+class Provable(Protocol):
+    """A trim whose certificates can be saved, whatever kind of model it is of."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def layers(self) -> tuple[LayerOutcome, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +76,11 @@ class LoadedTrim:
 
 def save_trim(trim: SavedTrim, directory: Path) -> Path:
     """Write a trim; see `Trimmed.save`."""
-    proofs, layers = _proofs(trim)
+    proofs, layers = proofs_of(trim)
     files = {
         MODEL: save_tensors(state_of(trim.model)),
         PROOFS: save_tensors(proofs),
-        REPORT: _json(trim.report.to_dict()),
+        REPORT: json_bytes(trim.report.to_dict()),
         RECIPE: trim.recipe.to_toml().encode(),
     }
     index = {
@@ -85,8 +95,8 @@ def save_trim(trim: SavedTrim, directory: Path) -> Path:
         },
         "layers": layers,
     }
-    files[INDEX] = _json(index)
-    with _new_directory(directory) as temporary:
+    files[INDEX] = json_bytes(index)
+    with new_directory(directory) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
     return directory
@@ -105,19 +115,12 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
 def read_trim(directory: Path) -> LoadedTrim:
     """Read a directory, checking every hash."""
     index = _read_index(directory)
-    contents = {name: _read(directory, name, sha) for name, sha in index["files"].items()}
+    contents = {name: read_checked(directory, name, sha) for name, sha in index["files"].items()}
     try:
         tensors, proofs = load_tensors(contents[MODEL]), load_tensors(contents[PROOFS])
         report = json.loads(contents[REPORT])
-        recipe = _recipe(contents[RECIPE].decode(), proofs)
-        backing = {
-            name: tuple(
-                Backing(proofs[f"weight.{place}.{piece}"], proofs.get(f"dual.{place}.{piece}"))
-                for piece in range(entry["pieces"])
-            )
-            for place, (name, entry) in enumerate(index["layers"].items())
-        }
-        kappa = {name: float(entry["kappa"]) for name, entry in index["layers"].items()}
+        recipe = recipe_with_arrays(contents[RECIPE].decode(), proofs)
+        backing, kappa = backing_of(index, proofs)
         return LoadedTrim(tensors, index["structure"], report, recipe, backing, kappa, index["data"])
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
@@ -125,8 +128,11 @@ def read_trim(directory: Path) -> LoadedTrim:
         raise InputError(should("directory", "one that `save` wrote", f"{str(directory)!r} ({error!r})")) from error
 
 
-def _proofs(trim: SavedTrim) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors that back the certificates, and what the index says of each layer."""
+def proofs_of(trim: Provable) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors that back the certificates, and what the index says of each layer ("layers").
+
+    Multipliers are kept while they fit into the recipe's `certificate_megabytes`.
+    """
     left = trim.recipe.certificate_megabytes * 2**20
     tensors: dict[str, Tensor] = dict(_penalty_tensors(trim.recipe))
     layers: dict[str, Any] = {}
@@ -142,6 +148,20 @@ def _proofs(trim: SavedTrim) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, layers
 
 
+def backing_of(
+    index: Mapping[str, Any], proofs: Mapping[str, Tensor]
+) -> tuple[dict[str, tuple[Backing, ...]], dict[str, float]]:
+    """By layer: what `proofs_of` kept, and its kappa. KeyError when something is missing."""
+    backing = {
+        name: tuple(
+            Backing(proofs[f"weight.{place}.{piece}"], proofs.get(f"dual.{place}.{piece}"))
+            for piece in range(entry["pieces"])
+        )
+        for place, (name, entry) in enumerate(index["layers"].items())
+    }
+    return backing, {name: float(entry["kappa"]) for name, entry in index["layers"].items()}
+
+
 def _penalty_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
     """Arrays of penalties, which the recipe file only names."""
     penalties = recipe.penalty if isinstance(recipe.penalty, Mapping) else {"": recipe.penalty}
@@ -151,7 +171,7 @@ def _penalty_tensors(recipe: Recipe) -> Iterator[tuple[str, Tensor]]:
                 yield f"penalty.{name}.{key}", value.detach().cpu().contiguous()
 
 
-def _recipe(text: str, proofs: Mapping[str, Tensor]) -> Recipe:
+def recipe_with_arrays(text: str, proofs: Mapping[str, Tensor]) -> Recipe:
     """The recipe file with the arrays of its penalties put back."""
     data = Recipe.parse(text)
     penalty = data.get("penalty", {})
@@ -180,7 +200,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def _read(directory: Path, name: str, sha: str) -> bytes:
+def read_checked(directory: Path, name: str, sha: str) -> bytes:
     try:
         content = (directory / name).read_bytes()
     except OSError as error:
@@ -192,9 +212,9 @@ def _read(directory: Path, name: str, sha: str) -> bytes:
 
 
 @contextmanager
-def _new_directory(directory: Path) -> Iterator[Path]:
+def new_directory(directory: Path) -> Iterator[Path]:
     """A temporary directory beside `directory` that takes its place when all went well."""
-    if directory.exists() and not _replaceable(directory):
+    if directory.exists() and not replaceable(directory):
         got = f"{str(directory)!r}, which holds something else"
         raise InputError(should("directory", "new, empty, or one that `save` wrote", got, "Choose another name."))
     try:
@@ -230,12 +250,12 @@ def _replace(temporary: Path, directory: Path) -> None:
         shutil.rmtree(aside.parent, ignore_errors=True)
 
 
-def _replaceable(directory: Path) -> bool:
+def replaceable(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     entries = [entry.name for entry in directory.iterdir()]
     return not entries or INDEX in entries
 
 
-def _json(data: Mapping[str, Any] | Sequence[Any]) -> bytes:
+def json_bytes(data: Mapping[str, Any] | Sequence[Any]) -> bytes:
     return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -16,11 +16,14 @@ from torch import nn
 from nettrim.api import build_network
 from nettrim.errors import DataError, ModelError, should
 from nettrim.executors.local import LocalExecutor
-from nettrim.layerwise import LayerOutcome, LayerTask, conclude, make_pieces
+from nettrim.layerwise import Backing, LayerOutcome, LayerTask, conclude, make_pieces
+from nettrim.models.base import Layer
 from nettrim.models.torch_network import load_into
 from nettrim.report import Report
+from nettrim.results import Event
 from nettrim.samples import split_samples
 from nettrim.saving import read_trim
+from nettrim.schemes import Trimmer
 from nettrim.schemes.whole import trim_network
 
 _ROUNDING = 1e-5  # relative: other machines sum in another order
@@ -75,25 +78,46 @@ def verify(directory: str | os.PathLike[str], model: nn.Module, data: Any) -> Ve
     if {layer.name for layer in network.layers} != set(saved.backing):
         raise ModelError(should("model", "the one that was trimmed", "one with other layers"))
 
-    def check(task: LayerTask) -> LayerOutcome:
-        task = replace(task, kappa=saved.kappa[task.name])
-        layer = weights[task.name]
-        return conclude(task, make_pieces(task), saved.backing[task.name], layer.weight, layer.bias)
-
     outcome = trim_network(
-        network, samples.calibration, samples.heldout, recipe, check, LocalExecutor(1), lambda event: None
+        network,
+        samples.calibration,
+        samples.heldout,
+        recipe,
+        rechecker(saved.backing, saved.kappa, weights),
+        LocalExecutor(1),
+        silent,
     )
     report = Report(outcome.result, recipe=saved.recipe.to_dict())
+    return verdict(saved.report, report, saved.backing)
+
+
+def rechecker(
+    backing: Mapping[str, tuple[Backing, ...]], kappa: Mapping[str, float], weights: Mapping[str, Layer]
+) -> Trimmer:
+    """In place of solving: the record of the weights that were saved, proved by the multipliers that were saved."""
+
+    def check(task: LayerTask) -> LayerOutcome:
+        task = replace(task, kappa=kappa[task.name])
+        layer = weights[task.name]
+        return conclude(task, make_pieces(task), backing[task.name], layer.weight, layer.bias)
+
+    return check
+
+
+def verdict(claimed: Mapping[str, Any], report: Report, backing: Mapping[str, tuple[Backing, ...]]) -> VerifyReport:
+    """The saved report's claims against the report made anew."""
+    unproved = [name for name, parts in backing.items() if any(part.dual is None for part in parts)]
     notes = tuple(
-        f"{name}: its multipliers were too large to keep, so its gap cannot be confirmed."
-        for name, backing in saved.backing.items()
-        if any(part.dual is None for part in backing)
+        f"{name}: its multipliers were too large to keep, so its gap cannot be confirmed." for name in unproved
     )
-    unproved = {name for name, backing in saved.backing.items() if any(part.dual is None for part in backing)}
-    return VerifyReport(report, tuple(_failures(saved.report, report.to_dict(), unproved)), notes)
+    return VerifyReport(report, tuple(unconfirmed(claimed, report.to_dict(), set(unproved))), notes)
 
 
-def _failures(claimed: Mapping[str, Any], found: Mapping[str, Any], unproved: set[str]) -> list[str]:
+def silent(event: Event) -> None:
+    """A listener that shows nothing."""
+
+
+def unconfirmed(claimed: Mapping[str, Any], found: Mapping[str, Any], unproved: set[str]) -> list[str]:
     """Every claim of the saved report that the new one does not confirm."""
     failures = []
     new = {layer["name"]: layer for layer in found["layers"]}
