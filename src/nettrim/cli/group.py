@@ -1,0 +1,74 @@
+"""How the command ends: exit codes, and one sentence for every error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from nettrim.errors import NettrimError
+
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+# typer brings its own click from 0.20-something on; both name the base of their complaints alike
+_Complaint: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class Group(TyperGroup):
+    """The verbs; whatever goes wrong below ends here, as one sentence on standard error."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run a verb and leave with its exit code; `--debug` lets exceptions through with their traceback."""
+        code = self._run(*args, **options)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def _run(self, *args: Any, **options: Any) -> int:
+        words = options.get("args") or (args[0] if args else None) or sys.argv[1:]
+        debug = "--debug" in words
+        # given before the verb or after it, as people do
+        options["args"], args = [*(["--debug"] if debug else []), *(w for w in words if w != "--debug")], ()
+        try:
+            code = super().main(standalone_mode=False, **options)
+            return code if isinstance(code, int) else 0
+        except NettrimError as error:
+            return _say(str(error), debug)
+        except _Complaint as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                return BAD_INPUT
+            return _complain(error)
+        except (KeyboardInterrupt, typer.Abort):
+            _print("Interrupted.")
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of standard output, `head` for one, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CHECK_FAILED
+        except MemoryError:
+            return _say("The memory of this machine is not enough for this.", debug)
+        except Exception as error:
+            cure = "Run it again with --debug and report what it shows."
+            return _say(f"Something unforeseen happened ({type(error).__name__}: {error}). {cure}", debug)
+
+
+def _say(sentence: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    _print(f"nettrim: {' '.join(sentence.split())}")
+    return BAD_INPUT
+
+
+def _complain(error: Any) -> int:
+    """What is wrong with the words on the command line, and where to read how they should be."""
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", None) or "nettrim"
+    _print(f"nettrim: {' '.join(error.format_message().split())} Try: {path} --help")
+    return BAD_INPUT
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,59 @@
+"""ONNX files as `eval` and `bench` see them: something to run, with weights to count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nettrim.cli.opening import Opened
+from nettrim.errors import ModelError, should
+from nettrim.models.batches import normalise_batches
+from nettrim.models.onnx_file import read_model
+from nettrim.models.onnx_graph import to_array
+from nettrim.models.onnx_import import onnx
+from nettrim.models.onnx_run import Part, chunks
+
+
+def read_onnx(opened: Opened) -> Any:
+    """A checked model with all its tensors inside. Raises ModelError."""
+    assert opened.path is not None
+    try:
+        return read_model(opened.path, allow_external_data=opened.external)
+    except ModelError as error:
+        raise ModelError(str(error).replace("pass allow_external_data=True", "say --allow-external-data")) from error
+
+
+def predict_onnx(model: Any, inputs: Any) -> Tensor:
+    """The first floating output of an ONNX model on all samples, by ONNX Runtime."""
+    output = _scores(model)
+    part = Part(model, [output])
+    found = []
+    for batch in normalise_batches(inputs):
+        for chunk in chunks(part.inputs, batch):
+            found.append(torch.from_numpy(chunk.trim(part.run(chunk)[output]).copy()))
+    return torch.cat(found) if found[0].dim() else torch.stack(found)
+
+
+def weights_onnx(model: Any) -> list[Tensor]:
+    """The stored floating tensors of two dimensions or more."""
+    arrays = [to_array(tensor) for tensor in model.graph.initializer]
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            arrays += [to_array(entry.t) for entry in node.attribute if entry.name == "value"]
+    return [torch.from_numpy(array != 0) for array in arrays if array is not None and array.ndim > 1 and _real(array)]
+
+
+def _scores(model: Any) -> str:
+    """The first output of floating numbers: classifiers often give the label first."""
+    types = onnx.TensorProto
+    floating = (types.FLOAT, types.FLOAT16, types.DOUBLE, types.BFLOAT16)
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type in floating:
+            return value.name
+    raise ModelError(should("MODEL", "one with an output of floating numbers", "none"))
+
+
+def _real(array: Any) -> bool:
+    return array.dtype.kind in "fV"  # V: types that NumPy has no name for, such as bfloat16

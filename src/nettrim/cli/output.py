@@ -1,0 +1,41 @@
+"""The directory of results: refused before the work where it could not be written after it, and its page."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from nettrim import saving
+from nettrim.errors import InputError, should
+from nettrim.report import Report
+
+PAGE = "report.html"
+MODEL, ORIGINAL = "model.onnx", "original.onnx"
+
+
+def check_output(directory: Path) -> None:
+    """Refuse before the work what could not be written after it. Raises InputError."""
+    cure = "Choose another name."
+    if directory.exists() and not saving.replaceable(directory):
+        got = f"{str(directory)!r}, which holds something else"
+        raise InputError(should("--output", "a new or empty directory, or one of an earlier trim", got, cure))
+    above = directory.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        got = f"{str(directory)!r} under {str(above)!r}, which is not"
+        raise InputError(should("--output", "in a place that can be written", got, cure))
+
+
+def write_page(report: Report, directory: Path) -> list[str]:
+    """Write report.html where the extra is installed; else say how to get it."""
+    if find_spec("matplotlib") is None or find_spec("jinja2") is None:
+        return [f'No {PAGE}: it needs pip install "nettrim[report]".']
+    report.to_html(directory / PAGE)
+    return []
+
+
+def is_onnx(directory: Path) -> bool:
+    """Whether a directory holds a trimmed ONNX file."""
+    return (directory / saving.INDEX).is_file() and (directory / MODEL).is_file()
