@@ -23,19 +23,10 @@ _TUNE_CLAMP = 3.0  # kept within this factor of the block's median
 
 
 @dataclass
-class Factor:
-    """(X'X + ratio I)^-1, shared by all neurons and independent of their parameters."""
-
-    inverse: Tensor  # (in, in)
-    ratio: float
-
-
-@dataclass
 class Admm:
     """The running state of some rows; `step` advances it in place."""
 
     problem: Problem
-    factor: Factor
     inputs: Tensor  # (samples, in)
     lower: Tensor
     upper: Tensor
@@ -51,15 +42,15 @@ class Admm:
 
     def step(self) -> None:
         """One iteration: two large products, one small, elementwise work."""
-        rhs = torch.addmm((2 * self.w - self.b) * self.factor.ratio, 2 * self.z - self.a, self.inputs)
-        u = rhs @ self.factor.inverse
+        rhs = torch.addmm((2 * self.w - self.b) * self.problem.design.ratio, 2 * self.z - self.a, self.inputs)
+        u = rhs @ self.problem.design.inverse
         v = u @ self.inputs.T
         lz = self.a - self.z
         v.mul_(RELAXATION).add_(self.z, alpha=1 - RELAXATION).add_(lz)
         lw = self.b - self.w
         u.mul_(RELAXATION).add_(self.w, alpha=1 - RELAXATION).add_(lw)
         self.a, self.b = v, u
-        self.w = self.penalty.prox(u, 1 / (self.rho * self.factor.ratio))
+        self.w = self.penalty.prox(u, 1 / (self.rho * self.problem.design.ratio))
         self.project()
         self.iteration += 1
         if self.iteration in _TUNE_AT:
@@ -140,17 +131,7 @@ def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
     return torch.where((target == 0)[groups] & outside[groups], 0.0, shrink)
 
 
-def make_factor(problem: Problem) -> Factor:
-    """Factor X'X + ratio I once; ratio is small against the samples' sizes, so that z = X u rules."""
-    gram = problem.inputs_t @ problem.inputs_t.T
-    largest = float((problem.inputs_t**2).sum(dim=0).max())
-    ratio = 0.01 * largest if largest > 0 else 1.0
-    gram.diagonal().add_(ratio)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return Factor(inverse.to(problem.inputs.dtype), ratio)
-
-
-def start(problem: Problem, factor: Factor, initial: Tensor | None = None) -> Admm:
+def start(problem: Problem, initial: Tensor | None = None) -> Admm:
     """The first iterate, zero; `initial` (rows, in, scaled) only tells how large the penalty may be."""
     dtype = problem.inputs.dtype
     rows, columns = problem.rows, problem.inputs.shape[1]
@@ -167,7 +148,6 @@ def start(problem: Problem, factor: Factor, initial: Tensor | None = None) -> Ad
     rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
     return Admm(
         problem=problem,
-        factor=factor,
         inputs=problem.inputs,
         lower=lower,
         upper=upper,

@@ -22,15 +22,16 @@ from nettrim.errors import InputError, MissingExtraError, near, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm
 from nettrim.solvers.base import Solution
-from nettrim.solvers.hybrid import finish
+from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.plain import as_program
 from nettrim.solvers.presolve import presolve
-from nettrim.solvers.problem import Problem, make_problem
+from nettrim.solvers.problem import Problem, make_design, make_problem
 from nettrim.solvers.repair import make_feasible
 from nettrim.solvers.standard_forms import QCQP, QP, qcqp_of, qp_of
 
 Form = Literal["direct", "qp", "qcqp"]
 _NEGLIGIBLE = (1e-6, 1e-8, 0.0)  # entries below this share of the largest are tried as zeros
+_MARGIN = 1e-8  # of responses of unit size
 _PROOF = 1e6  # a bound this many times the plausible penalty proves that nothing is feasible
 
 
@@ -66,7 +67,7 @@ class Cvxpy:
         began = time.perf_counter()
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
-        proved = torch.zeros(program.shape[0], dtype=torch.bool)
+        ending = [Ending.ZERO] * program.shape[0]
         reduced = presolve(program)
         if reduced.program is not None:
             inner = reduced.program
@@ -76,18 +77,19 @@ class Cvxpy:
                 rows = reduced.rows[block]
                 weight[rows[:, None], reduced.columns] = u.to(weight)
                 dual[:, rows] = r.to(dual)
-                proved[rows.cpu()] = infeasible
-        solution = finish(program, weight, dual, initial, tolerance, proved, reduced.rows)
+                for row in rows.tolist():
+                    ending[row] = Ending.INFEASIBLE if infeasible else Ending.SOLVED
+        solution = finish(program, weight, dual, initial, tolerance, ending)
         return replace(solution, seconds=time.perf_counter() - began)
 
     def _solve_block(self, program: Program, tolerance: float) -> tuple[Tensor, Tensor, bool]:
         """Weights (rows, in), multipliers (samples, rows), and whether these prove that nothing is feasible."""
-        problem = make_problem(program, torch.float64)
-        if self.form == "direct":
-            statement = _direct(problem)
-        else:
-            statement = _standard(as_program(problem), self.form)
-        optimum = self._run(statement, tolerance)
+        problem = make_problem(program, make_design(program.inputs, torch.float64))
+        optimum = None
+        for margin in (_MARGIN, 0.0):  # a little inside first, so that the answer is feasible; where there is an inside
+            if optimum is None:
+                statement = _direct if self.form == "direct" else _standard
+                optimum = self._run(statement(problem, self.form, margin), tolerance)
         if optimum is not None:
             u, r = optimum
             return _tidy(problem, u, r, tolerance) * problem.weight_scale, r.T * problem.dual_scale, False
@@ -153,7 +155,7 @@ def _blocks(program: Program) -> list[Tensor]:
     return [rows[program.groups == group] for group in range(program.group_count)]
 
 
-def _direct(problem: Problem) -> _Statement:
+def _direct(problem: Problem, form: Form, margin: float) -> _Statement:
     """penalty(U) over z = U X', distances e >= 0 outside the box, ||e||_g <= eps_g (or + lambda ||e||^2)."""
     cp = _cvxpy()
     u = cp.Variable((problem.rows, problem.inputs_t.shape[0]))
@@ -168,7 +170,7 @@ def _direct(problem: Problem) -> _Statement:
         ball = soft[row] & counted
         if problem.epsilon is not None:
             ball = ball & (float(problem.epsilon[problem.groups[row]]) > 0)
-        pieces += _sides(problem, row, ball, z[row], None if e is None else e[row])
+        pieces += _sides(problem, row, ball, z[row], None if e is None else e[row], margin)
     constraints += [constraint for constraint, *_ in pieces]
     if e is not None:
         outside = [index for index in range(problem.rows) if soft[index].any()]
@@ -183,9 +185,11 @@ def _direct(problem: Problem) -> _Statement:
                 ]
                 radius = float(_epsilon(problem)[group])
                 if parts and radius > 0:
-                    constraints.append(cp.norm(cp.hstack(parts), 2) <= radius * (1 - 1e-9))
+                    constraints.append(cp.norm(cp.hstack(parts), 2) <= radius * (1 - margin))
 
-    return _Statement(objective, constraints, lambda: (_tensor(u.value), _gather(problem, pieces)))
+    # a penalty that is not a norm keeps its value when the program is scaled; general solvers want one of unit size
+    unit = 1.0 if problem.penalty.is_norm else problem.weight_scale
+    return _Statement(objective / unit, constraints, lambda: (_tensor(u.value), unit * _gather(problem, pieces)))
 
 
 def _least_violation(problem: Problem) -> _Statement:
@@ -198,7 +202,7 @@ def _least_violation(problem: Problem) -> _Statement:
     pieces = []
     constraints = _fixed(problem, u)
     for row in range(problem.rows):
-        pieces += _sides(problem, row, np.ones_like(soft[row]), z[row], e[row])
+        pieces += _sides(problem, row, np.ones_like(soft[row]), z[row], e[row], 0.0)
         hard = np.flatnonzero(~soft[row])
         if len(hard):
             constraints.append(cp.abs(e[row, hard]) <= s)
@@ -211,7 +215,9 @@ def _least_violation(problem: Problem) -> _Statement:
     return _Statement(s, constraints, lambda: (_tensor(u.value), _gather(problem, pieces)))
 
 
-def _sides(problem: Problem, row: int, ball: np.ndarray, z: Any, e: Any) -> list[tuple[Any, int, np.ndarray, float]]:
+def _sides(
+    problem: Problem, row: int, ball: np.ndarray, z: Any, e: Any, margin: float
+) -> list[tuple[Any, int, np.ndarray, float]]:
     """The constraints that tie z to its box, with the row, samples and sign that turn their multipliers into r."""
     lower, upper = problem.lower[row].numpy(), problem.upper[row].numpy()
     pieces = []
@@ -222,9 +228,11 @@ def _sides(problem: Problem, row: int, ball: np.ndarray, z: Any, e: Any) -> list
         if len(points):
             pieces.append((z[points] - (e[points] if relaxed else 0) == lower[points], row, points, -1.0))
         if len(above):
-            pieces.append((z[above] - (e[above] if relaxed else 0) <= upper[above], row, above, -1.0))
+            inside = 0.0 if relaxed else margin
+            pieces.append((z[above] - (e[above] if relaxed else 0) <= upper[above] - inside, row, above, -1.0))
         if len(below):
-            pieces.append((lower[below] - z[below] - (e[below] if relaxed else 0) <= 0, row, below, 1.0))
+            inside = 0.0 if relaxed else margin
+            pieces.append((lower[below] - z[below] - (e[below] if relaxed else 0) <= -inside, row, below, 1.0))
     return pieces
 
 
@@ -274,9 +282,9 @@ def _costs(problem: Problem) -> np.ndarray:
     return problem.penalty.full(like).expand(like.shape).numpy()
 
 
-def _standard(program: Program, form: Form) -> _Statement:
+def _standard(problem: Problem, form: Form, margin: float) -> _Statement:
     """The papers' matrices, with u = [I, -I] u~ and u~ >= 0."""
-    cp = _cvxpy()
+    cp, program = _cvxpy(), as_program(problem)
     if form == "qp":
         blocks: list[QP | QCQP] = [qp_of(program, row) for row in range(program.shape[0])]
     else:
@@ -293,9 +301,9 @@ def _standard(program: Program, form: Form) -> _Statement:
         if isinstance(block, QP):
             objective = objective + quadratic
         else:
-            ball = quadratic + 2 * tilde.ball.numpy() @ x <= block.room - 1e-6 * float(program.epsilon[0]) ** 2
+            ball = quadratic + 2 * tilde.ball.numpy() @ x <= block.room - 100 * margin * float(_epsilon(problem)[0]) ** 2
             constraints.append(ball)
-        sides = tilde.rows.numpy() @ x <= tilde.bounds.numpy() if len(tilde.bounds) else None
+        sides = tilde.rows.numpy() @ x <= tilde.bounds.numpy() - margin if len(tilde.bounds) else None
         if sides is not None:
             constraints.append(sides)
         parts.append((block, x, ball, sides))

@@ -80,7 +80,7 @@ class RowModel:
         self.support = support
         size = len(self.features)
         full = self.linear.new_zeros(size, 2)
-        self.nu0 = self.nu1 = self.linear.new_zeros(0)
+        self.nu0 = self.nu1 = self.linear.new_zeros(0 if self.binding is None else len(self.binding))
         if len(support):
             gram = self.gram[support][:, support]
             rhs = torch.stack([self.linear[support], self.costs[support] * self.signs[support]], dim=1)
@@ -103,12 +103,13 @@ class RowModel:
 
     def _saddle(self, gram: Tensor, rhs: Tensor, hard: Tensor) -> Tensor:
         count, size = hard.shape[1], len(gram)
-        scale = float(gram.diagonal().mean()) + 1e-300
+        pressure = float((hard**2).sum()) / max(count, 1)
+        scale = max(float(gram.diagonal().mean()), pressure) + 1e-300
         system = gram.new_zeros(size + count, size + count)
         system[:size, :size] = gram
         system[:size, size:], system[size:, :size] = hard, hard.T
         system.diagonal()[:size] += 1e-11 * scale
-        system.diagonal()[size:] -= 1e-11 * float((hard**2).sum()) / max(count, 1) / scale
+        system.diagonal()[size:] -= 1e-11 * pressure / scale
         right = gram.new_zeros(size + count, 2)
         right[:size] = rhs
         right[size:, 0] = self.edge
@@ -187,4 +188,5 @@ def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows:
     touched[problem.groups[rows]] = True
     # no room: this support cannot reach eps; a smaller tau lets the support grow
     new = torch.where((room > 0) & (c2 > 0), root / c2.clamp(min=1e-300), tau * 0.5)
-    tau.copy_(torch.where(touched, new, tau))
+    # where nothing counts in the ball, tau only scales the multipliers
+    tau.copy_(torch.where(touched & (problem.epsilon > 0), new, tau))

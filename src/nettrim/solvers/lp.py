@@ -18,7 +18,7 @@ from nettrim.certificates.recovery import RecoveryCertificate, check_dual_certif
 from nettrim.errors import InputError, MissingExtraError, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
-from nettrim.solvers.problem import Problem, make_problem
+from nettrim.solvers.problem import Problem, make_design, make_problem
 
 _TIGHT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
@@ -48,17 +48,23 @@ def solve_lp(program: Program) -> LinearAnswer:
     if program.epsilon is None or bool((program.epsilon > 0).any()):
         got = "a regularization" if program.epsilon is None else f"{float(program.epsilon.max()):g}"
         raise InputError(should("epsilon", "0 for a linear program", got))
-    problem = make_problem(program, torch.float64)
-    costs = problem.penalty.full(problem.lower.new_zeros(program.shape)).expand(program.shape).cpu()  # type: ignore[attr-defined]
+    problem = make_problem(program, make_design(program.inputs, torch.float64))
+    weight, dual, feasible = solve_rows(problem)
+    return LinearAnswer(weight * problem.weight_scale, dual.T * problem.dual_scale, feasible)
+
+
+def solve_rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled weights (rows, in), multipliers (rows, samples) and feasibility of every row of an exact problem."""
+    assert isinstance(problem.penalty, L1)
     inputs_t = problem.inputs_t.cpu()
-    weight, dual = torch.zeros(program.shape, dtype=torch.float64), torch.zeros_like(problem.lower.cpu())
-    feasible = torch.ones(program.shape[0], dtype=torch.bool)
-    for row in range(program.shape[0]):
+    shape = problem.rows, inputs_t.shape[0]
+    costs = problem.penalty.full(problem.lower.new_zeros(shape)).expand(shape).cpu()
+    weight, dual = torch.zeros(shape, dtype=torch.float64), torch.zeros_like(problem.lower, device="cpu")
+    feasible = torch.ones(problem.rows, dtype=torch.bool)
+    for row in range(problem.rows):
         weight[row], dual[row], feasible[row] = _row(inputs_t, problem, costs[row], row)
-    home = program.inputs.device
-    return LinearAnswer(
-        (weight * problem.weight_scale).to(home), (dual.T * problem.dual_scale).to(home), feasible
-    )
+    home = problem.lower.device
+    return weight.to(home), dual.to(home), feasible
 
 
 def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate:

@@ -22,8 +22,6 @@ from torch import Tensor
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
-_MARGIN = {torch.float32: 1e-6, torch.float64: 1e-10}
-_HARD_MARGIN = {torch.float32: 1e-8, torch.float64: 1e-13}
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 
 
@@ -72,7 +70,7 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     soft, _ = problem.distance(state.z)
     gradient = -soft @ problem.inputs_t.T
     t = guess.dual @ problem.inputs_t.T
-    margin = _MARGIN[problem.inputs.dtype]
+    margin = problem.margin
     steps = 0
     for steps in range(1, max_steps + 1):
         rows = live[problem.groups].nonzero()[:, 0].tolist()
@@ -127,7 +125,7 @@ def _refresh(
         z, lower, upper = z[binding], lower[binding], upper[binding]
         top = _at_upper(z, lower, upper)
         pull = torch.where(lower == upper, 0.0, torch.where(top, 1.0, -1.0).to(z.dtype))
-        margin = _HARD_MARGIN[problem.inputs.dtype] * (lower != upper)
+        margin = problem.hard_margin * (lower != upper)
         model.bind(binding, torch.where(top, upper - margin, lower + margin), pull)
 
 

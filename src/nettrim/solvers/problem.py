@@ -16,11 +16,23 @@ from nettrim.programs.penalties import Penalty
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """The scaled program of some rows; see `make_problem`."""
+class Design:
+    """What depends on the inputs alone, shared by all blocks of rows: the samples in both layouts and ADMM's factor."""
 
     inputs: Tensor  # (samples, in), working precision
     inputs_t: Tensor  # (in, samples) float64
+    inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
+    ratio: float
+    scale: float  # the program's inputs are `inputs` times this
+    margin: float  # how far inside eps, relatively, answers are aimed, so that they survive the cast to the weights' dtype
+    hard_margin: float  # the same for bounds that must hold exactly, absolute in scaled units
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The scaled program of some rows; see `make_problem`."""
+
+    design: Design
     lower: Tensor  # (rows, samples), float64
     upper: Tensor  # (rows, samples)
     soft: Tensor | None  # (rows, samples) bool, entries counted in the ball; None when all are
@@ -28,8 +40,23 @@ class Problem:
     regularization: float | None
     groups: Tensor  # (rows,)
     penalty: Penalty
-    input_scale: float
     response_scale: float
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.design.inputs
+
+    @property
+    def inputs_t(self) -> Tensor:
+        return self.design.inputs_t
+
+    @property
+    def margin(self) -> float:
+        return self.design.margin
+
+    @property
+    def hard_margin(self) -> float:
+        return self.design.hard_margin
 
     @property
     def rows(self) -> int:
@@ -42,12 +69,12 @@ class Problem:
     @property
     def weight_scale(self) -> float:
         """Scaled weights times this are the program's."""
-        return self.response_scale / self.input_scale
+        return self.response_scale / self.design.scale
 
     @property
     def dual_scale(self) -> float:
         """Scaled multipliers times this are the program's."""
-        return 1 / (self.input_scale if self.penalty.is_norm else self.response_scale)
+        return 1 / (self.design.scale if self.penalty.is_norm else self.response_scale)
 
     def select(self, index: Tensor) -> Problem:
         """The problem of some rows; budget groups should stay whole."""
@@ -73,35 +100,51 @@ class Problem:
         return torch.where(self.soft, gap, 0.0), torch.where(self.soft, 0.0, gap)
 
 
-def make_problem(program: Program, precision: torch.dtype = torch.float32) -> Problem:
-    """Scale and transpose a program; `precision` is that of the large products."""
-    input_scale = _largest(program.inputs)
+def make_design(inputs: Tensor, precision: torch.dtype) -> Design:
+    """Scale and transpose the samples, and factor X'X + ratio I once; `precision` is that of the large products.
+
+    The ratio is small against the samples' sizes, so that z = X u rules ADMM's steps.
+    """
+    scale = _largest(inputs)
+    inputs_t = inputs.T.to(torch.float64).contiguous() / scale
+    gram = inputs_t @ inputs_t.T
+    ratio = 0.01 * float((inputs_t**2).sum(dim=0).max()) or 1.0
+    gram.diagonal().add_(ratio)
+    single = inputs.dtype == torch.float32
+    return Design(
+        inputs=inputs_t.T.to(precision).contiguous(),
+        inputs_t=inputs_t,
+        inverse=torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(precision),
+        ratio=ratio,
+        scale=scale,
+        margin=1e-6 if single else 1e-10,
+        hard_margin=1e-8 if single else 1e-13,
+    )
+
+
+def make_problem(program: Program, design: Design | None = None) -> Problem:
+    """Scale and transpose a program; without a `design` its large products are in the inputs' precision."""
+    design = design or make_design(program.inputs, program.inputs.dtype)
     response_scale = max(_largest(program.lower), _largest(program.upper))
     lower = program.lower.T.to(torch.float64).contiguous() / response_scale
     upper = program.upper.T.to(torch.float64).contiguous() / response_scale
-    inputs_t = program.inputs.T.to(torch.float64).contiguous() / input_scale
-    like = inputs_t.new_zeros(())
-    penalty = program.penalty.to(like)
-    if not penalty.is_norm:
-        penalty = penalty.rescaled(response_scale / input_scale)
-    epsilon = None if program.epsilon is None else program.epsilon.to(inputs_t.device) / response_scale
+    penalty = program.penalty.to(lower.new_zeros(()))
     regularization = program.regularization
     if regularization is not None:
-        # penalty(c u) + lambda |c' d|^2, divided by c for a norm
-        regularization = regularization * response_scale**2
+        regularization *= response_scale**2  # of penalty(c u) + lambda |c' d|^2 ...
         if penalty.is_norm:
-            regularization *= input_scale / response_scale
+            regularization *= design.scale / response_scale  # ... a norm's c is divided out
+    if not penalty.is_norm:
+        penalty = penalty.rescaled(response_scale / design.scale)
     return Problem(
-        inputs=inputs_t.T.to(precision).contiguous(),
-        inputs_t=inputs_t,
+        design=design,
         lower=lower,
         upper=upper,
-        soft=(lower == upper) if program.constraint == "strict" else None,
-        epsilon=epsilon,
+        soft=_soft(program, lower, upper),
+        epsilon=None if program.epsilon is None else program.epsilon.to(lower.device) / response_scale,
         regularization=regularization,
-        groups=program.groups.to(inputs_t.device),
+        groups=program.groups.to(lower.device),
         penalty=penalty,
-        input_scale=input_scale,
         response_scale=response_scale,
     )
 
@@ -110,3 +153,12 @@ def _largest(array: Tensor) -> float:
     finite = array[torch.isfinite(array)]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return largest if largest > 0 else 1.0
+
+
+def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
+    """Which entries count in the ball; in a group with epsilon zero none do, each must be met exactly."""
+    exact = torch.zeros(program.group_count, dtype=torch.bool) if program.epsilon is None else program.epsilon.cpu() == 0
+    if program.constraint == "distance" and not bool(exact.any()):
+        return None
+    soft = lower == upper if program.constraint == "strict" else torch.ones_like(lower, dtype=torch.bool)
+    return soft & ~exact[program.groups.cpu()].to(soft.device)[:, None]

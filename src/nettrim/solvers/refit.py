@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nettrim.errors import DataError, InputError, should
 from nettrim.programs import Program
-from nettrim.solvers.problem import Problem, make_problem
+from nettrim.solvers.problem import Problem, make_design, make_problem
 
 _STRENGTHS = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
@@ -34,7 +34,7 @@ def refit(program: Program, weight: Tensor, *, strength: float | None = None, se
         raise InputError(should("strength", "a finite number >= 0, or None", repr(strength)))
     if tuple(weight.shape) != program.shape:
         raise DataError(should("weight", f"of shape {program.shape}", f"shape {tuple(weight.shape)}"))
-    problem = make_problem(program, torch.float64)
+    problem = make_problem(program, make_design(program.inputs, torch.float64))
     start = weight.detach().to(problem.inputs_t) / problem.weight_scale
     ridge = torch.full((problem.rows,), strength or 0.0, dtype=torch.float64, device=start.device)
     if strength is None and program.samples >= _FEWEST:

@@ -6,47 +6,42 @@ iterate until the distance is eps, which keeps the support. The given initial we
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from nettrim.solvers.admm import Admm
+from nettrim.programs.penalties.l1 import EntryCosts
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import fit_support
 
 _HUGE = 1e6  # a proved lower bound this many times the plausible weight is called infeasible
 
 
-def repair(
-    problem: Problem, u: Tensor, dual: Tensor, gap: Tensor, state: Admm, remaining: Tensor, initial: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill the groups whose gap is infinite; returns weights, multipliers and which groups are proved infeasible."""
-    u, dual = u.clone(), dual.clone()
-    infeasible = torch.zeros(problem.group_count, dtype=torch.bool)
-    iterate = torch.zeros_like(u)
-    iterate[remaining] = state.w.to(torch.float64)
-    rough = torch.zeros_like(dual)
-    rough[remaining] = state.multipliers().to(torch.float64)
-    allowed = ~torch.isinf(problem.penalty.full(u)) if hasattr(problem.penalty, "full") else torch.ones_like(u, dtype=torch.bool)
-    for group in (gap == torch.inf).nonzero()[:, 0].tolist():
-        rows = (problem.groups == group).nonzero()[:, 0]
-        part = problem.select(rows)
-        start, dual[rows] = iterate[rows], rough[rows]
-        point = make_feasible(part, start)
-        if point is not None:
-            u[rows] = point
-            continue
-        fitted = _fit(part, torch.where((start == 0) & allowed[rows], 1e-12, start))
-        if _feasible(part, fitted):
-            u[rows] = _pull_back(part, fitted, start)
-        elif initial is not None and _feasible(part, initial[rows]):
-            u[rows] = initial[rows]
-        else:
-            u[rows] = fitted
-            proof = _infeasibility(part, fitted)
-            if proof is not None:
-                dual[rows] = proof
-                infeasible[group] = True
-    return u, dual, infeasible
+@dataclass(frozen=True)
+class Repaired:
+    """A group's weights and multipliers, feasible unless nothing was found, and whether infeasibility is proved."""
+
+    weight: Tensor  # (rows, in)
+    dual: Tensor  # (rows, samples)
+    infeasible: bool = False
+
+
+def repair(problem: Problem, start: Tensor, dual: Tensor, initial: Tensor | None) -> Repaired:
+    """Make ADMM's iterate `start` (rows, in) of one budget group feasible, or prove that nothing is."""
+    point = make_feasible(problem, start)
+    if point is not None:
+        return Repaired(point, dual)
+    allowed = torch.ones_like(start, dtype=torch.bool)
+    if isinstance(problem.penalty, EntryCosts):
+        allowed = ~torch.isinf(problem.penalty.full(start)).expand(start.shape)
+    fitted = _fit(problem, torch.where((start == 0) & allowed, 1e-12, start))
+    if _feasible(problem, fitted):
+        return Repaired(_pull_back(problem, fitted, start), dual)
+    if initial is not None and _feasible(problem, initial, margin=0.0):
+        return Repaired(initial, dual)
+    proof = _infeasibility(problem, fitted)
+    return Repaired(fitted, dual) if proof is None else Repaired(fitted, proof, infeasible=True)
 
 
 def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
@@ -58,15 +53,19 @@ def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
 
 
 def _fit(problem: Problem, start: Tensor) -> Tensor:
-    margin = 1e-7 if problem.inputs.dtype == torch.float32 else 1e-11
-    return torch.stack([fit_support(problem, start[row], row, margin) for row in range(problem.rows)])
+    return torch.stack([fit_support(problem, start[row], row, problem.hard_margin) for row in range(problem.rows)])
 
 
-def _feasible(problem: Problem, u: Tensor) -> bool:
+def _feasible(problem: Problem, u: Tensor, margin: float | None = None) -> bool:
+    """Inside the constraint by a margin that survives the cast to the inputs' precision."""
+    if isinstance(problem.penalty, EntryCosts) and bool((torch.isinf(problem.penalty.full(u)) & (u != 0)).any()):
+        return False
+    if margin is None:
+        margin = problem.margin
     if problem.epsilon is None and problem.soft is None:
         return True
     soft, hard = problem.distance(u @ problem.inputs_t)
-    inside = problem.epsilon is None or float((soft**2).sum().sqrt()) <= float(problem.epsilon[0]) * (1 + 1e-12)
+    inside = problem.epsilon is None or float((soft**2).sum().sqrt()) <= float(problem.epsilon[0]) * (1 - margin)
     return inside and float(hard.abs().max()) <= 1e-10
 
 

@@ -1,0 +1,151 @@
+"""The loop over one block of rows: ADMM, then a polish of the candidate, until every budget group is certified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.programs.penalties import L1
+from nettrim.solvers import admm
+from nettrim.solvers.finish import Ending
+from nettrim.solvers.lp import lp_available, solve_rows
+from nettrim.solvers.plain import plain_candidate
+from nettrim.solvers.polish import Guess, Polished, polish
+from nettrim.solvers.problem import Problem
+from nettrim.solvers.repair import repair
+
+_CHECKS = (60, 110, 180, 280)  # ADMM iterations after which a candidate is polished; later ones are 1.6 times apart
+_DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
+_EXACT_CHECKS = 2  # checks after which an exact group goes to the linear-programming solver
+_AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A block's answer in scaled units."""
+
+    weight: Tensor  # (rows, in)
+    dual: Tensor  # (rows, samples)
+    ending: list[Ending]  # per group
+    iterations: int
+    gemms: float
+
+
+def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_iterations: int) -> Outcome:
+    """Solve all budget groups of `problem` (at least one row each); `initial` (rows, in) is scaled and feasible."""
+    block = _Block(problem, tolerance, initial)
+    check, gemms, done = 0, 0.0, 0
+    while bool(block.open.any()):
+        target = min(_next_check(check), max_iterations)
+        while block.state.iteration < target:
+            block.state.step()
+        share = len(block.rows) / problem.rows
+        steps = block.improve(last=target == max_iterations)
+        gemms += (2 * (target - done) + 4 * steps) * share
+        done = target
+        if check >= _EXACT_CHECKS:
+            block.solve_exact()
+        if check == _DOUBT or target == max_iterations:
+            block.repair()
+        if target == max_iterations:
+            break
+        block.narrow()
+        check += 1
+    return Outcome(block.weight, block.dual, block.ending, block.state.iteration, gemms)
+
+
+class _Block:
+    """The best answer so far of every group, and ADMM's state of those still open."""
+
+    def __init__(self, problem: Problem, tolerance: float, initial: Tensor | None) -> None:
+        count = problem.group_count
+        self.problem, self.tolerance, self.initial = problem, tolerance, initial
+        self.weight = problem.lower.new_zeros(problem.rows, problem.inputs.shape[1])
+        self.dual = torch.zeros_like(problem.lower)
+        self.gap = problem.lower.new_full((count,), torch.inf)
+        self.open = torch.ones(count, dtype=torch.bool)
+        self.ending = [Ending.SOLVED] * count
+        self.state = admm.start(problem, initial)
+        self.rows = torch.arange(problem.rows)  # rows of the block that the state holds
+        self.groups = torch.arange(count)  # groups of the block that the state holds
+
+    def improve(self, last: bool) -> int:
+        """Judge the present iterate and keep what is better; returns the polish's steps."""
+        candidate = _candidate(self.state, self.tolerance, last)
+        better = (candidate.gap < self.gap[self.groups]).cpu()
+        local = better[self.state.problem.groups.cpu()]
+        rows = self.rows[local]
+        self.weight[rows], self.dual[rows] = candidate.weight[local], candidate.dual[local]
+        self.gap[self.groups[better]] = candidate.gap[better]
+        self.open &= self.gap.cpu() > _AIM * self.tolerance
+        return candidate.steps
+
+    def narrow(self) -> None:
+        """Drop finished groups from ADMM's state."""
+        keep = self.open[self.groups]
+        if bool(keep.all()) or not bool(keep.any()):
+            return
+        local = keep[self.state.problem.groups.cpu()].nonzero()[:, 0]
+        self.state.select(local)
+        self.rows, self.groups = self.rows[local], self.groups[keep]
+
+    def solve_exact(self) -> None:
+        """Hand open groups with epsilon zero to the linear-programming solver."""
+        epsilon = self.problem.epsilon
+        if epsilon is None or not isinstance(self.problem.penalty, L1) or not lp_available():
+            return
+        for group in (self.open & (epsilon.cpu() == 0)).nonzero()[:, 0].tolist():
+            rows = (self.problem.groups == group).nonzero()[:, 0]
+            self.weight[rows], self.dual[rows], feasible = solve_rows(self.problem.select(rows))
+            self.open[group] = False
+            self.ending[group] = Ending.LINEAR_PROGRAM if bool(feasible.all()) else Ending.INFEASIBLE
+
+    def repair(self) -> None:
+        """Look for a feasible point, or a proof that there is none, for open groups that have no feasible point yet."""
+        for group in (self.open & (self.gap.cpu() == torch.inf)).nonzero()[:, 0].tolist():
+            rows = (self.problem.groups == group).nonzero()[:, 0]
+            local = (self.state.problem.groups == int((self.groups == group).nonzero()[0])).nonzero()[:, 0]
+            answer = repair(
+                self.problem.select(rows),
+                self.state.w[local].to(torch.float64),
+                self.state.multipliers()[local].to(torch.float64),
+                None if self.initial is None else self.initial[rows],
+            )
+            self.weight[rows], self.dual[rows] = answer.weight, answer.dual
+            if answer.infeasible:
+                self.open[group] = False
+                self.ending[group] = Ending.INFEASIBLE
+
+
+def _next_check(number: int) -> int:
+    if number < len(_CHECKS):
+        return _CHECKS[number]
+    return int(_CHECKS[-1] * 1.6 ** (number - len(_CHECKS) + 1))
+
+
+def _candidate(state: admm.Admm, tolerance: float, last: bool) -> Polished:
+    """Polish the present iterate where the penalty is l1; otherwise judge it as it is."""
+    problem = state.problem
+    u, dual = state.w.to(torch.float64), state.multipliers().to(torch.float64)
+    if not isinstance(problem.penalty, L1):
+        return plain_candidate(problem, u, dual, tolerance, last)
+    shrink = state.shrink[:, 0].to(torch.float64)
+    mu = state.rho[:, 0].to(torch.float64) * (1 - shrink) / shrink.clamp(min=1e-9)
+    largest = mu.new_zeros(problem.group_count).scatter_reduce(0, problem.groups, mu, "amax")
+    tau = 1 / largest.clamp(min=1e-12)
+    if problem.epsilon is not None:
+        tau = torch.where(problem.epsilon == 0, 1.0, tau)
+    return polish(problem, Guess(u, dual, _binding(problem, dual, u), tau), tolerance)
+
+
+def _binding(problem: Problem, dual: Tensor, u: Tensor) -> Tensor | None:
+    """Hard samples that bind: where ADMM's multiplier is not small, and never more than the support can meet."""
+    if problem.soft is None:
+        return None
+    pressure = torch.where(problem.soft, 0.0, dual.abs())
+    limit = pressure.sort(dim=1, descending=True).values
+    support = (u != 0).sum(dim=1, keepdim=True).clamp(max=limit.shape[1] - 1)
+    bar = torch.maximum(limit.gather(1, support), 1e-2 * limit[:, :1])
+    return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))

@@ -1,0 +1,75 @@
+"""The end of a solve: cast, certify exactly what is returned, and say how each row ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from nettrim.certificates import certify
+from nettrim.programs import Program
+from nettrim.solvers.base import Solution, Status
+
+_FEASIBLE = 1e-9
+_ROUNDED = 1e-6  # an exact constraint can be met only to rounding by a float32 weight
+
+
+class Ending(Enum):
+    """Where a row's answer came from, as far as the solver knows."""
+
+    ZERO = auto()
+    SOLVED = auto()
+    LINEAR_PROGRAM = auto()
+    INFEASIBLE = auto()
+
+
+def finish(
+    program: Program,
+    weight: Tensor,
+    dual: Tensor,
+    initial: Tensor | None,
+    tolerance: float,
+    ending: Sequence[Ending],
+) -> Solution:
+    """The Solution of float64 answers: rows whose cast is not feasible fall back on `initial`, whole groups at a time."""
+    cast_weight, cast_dual = weight.to(program.inputs), dual.to(program.inputs)
+    certificate = certify(program, cast_weight, cast_dual)
+    allowed = _allowed_violation(program)
+    fallback = torch.zeros(program.shape[0], dtype=torch.bool)
+    over = certificate.group_violation.cpu() > allowed
+    if initial is not None and bool(over.any()):
+        refused = torch.tensor([end is Ending.INFEASIBLE for end in ending])
+        bad = over[program.groups] & ~refused
+        trial = torch.where(bad.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
+        retry = certify(program, trial, cast_dual)
+        if retry.violation < certificate.violation:
+            cast_weight, certificate, fallback = trial, retry, bad
+    status = []
+    for row, group in enumerate(program.groups.tolist()):
+        gap = certificate.gap if program.penalty.couples_rows else float(certificate.group_gap[group])
+        feasible = float(certificate.group_violation[group]) <= float(allowed[group]) and math.isfinite(gap)
+        status.append(_status(ending[row], feasible, gap <= tolerance, bool(fallback[row])))
+    return Solution(cast_weight, cast_dual, tuple(status), certificate)
+
+
+def _status(ending: Ending, feasible: bool, optimal: bool, fallback: bool) -> Status:
+    if ending is Ending.INFEASIBLE:
+        return Status.INFEASIBLE
+    if not feasible:
+        return Status.VIOLATED
+    if ending is Ending.ZERO:
+        return Status.ZERO
+    if optimal:
+        return Status.LINEAR_PROGRAM if ending is Ending.LINEAR_PROGRAM else Status.CERTIFIED
+    return Status.DENSE if fallback else Status.GAP
+
+
+def _allowed_violation(program: Program) -> Tensor:
+    """Relative violation per group under which a weight counts as feasible."""
+    allowed = torch.full((program.group_count,), _FEASIBLE, dtype=torch.float64)
+    if program.epsilon is not None and program.inputs.dtype == torch.float32:
+        allowed[program.epsilon.cpu() == 0] = _ROUNDED
+    return allowed
