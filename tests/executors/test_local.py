@@ -89,6 +89,32 @@ def test_an_interrupt_is_raised_at_once_and_stops_the_rest():
     assert len(started) <= 2
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
+def test_running_items_are_told_to_stop(reason):
+    ended = threading.Event()
+    started = threading.Event()
+
+    def work(job):
+        if job.seed == 1:
+            started.wait(5)
+            return job.seed
+        started.set()
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    def source():
+        yield Job("endless", 0)
+        yield Job("short", 1)
+        raise reason("stop")
+
+    with pytest.raises(reason, match="stop"):
+        list(LocalExecutor(2).map(work, source()))
+    assert ended.wait(5)
+
+
 def test_workers_are_checked():
     assert LocalExecutor().workers >= 1
     for workers in (0, -1, 1.5, True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -23,8 +25,8 @@ class LocalExecutor:
 
     torch releases the interpreter lock in its kernels, and one torch thread an item beats several
     inside one item (no waiting on spinning threads when the machine is shared). Both modes run with
-    one torch thread, so results do not depend on `workers`. On Ctrl-C no further item starts and
-    the interrupt is raised at once; items already running end in the background.
+    one torch thread, so results do not depend on `workers`. On Ctrl-C, or when an item fails, the exception is raised
+    at once, no further item starts, and those running are told to stop.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -60,22 +62,35 @@ class LocalExecutor:
     def _pooled(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         source = enumerate(items)
         running: dict[Future[Result], int] = {}
+        busy: set[int] = set()  # identifiers of threads with an item in hand
+
+        def call(item: Item, index: int) -> Result:
+            busy.add(threading.get_ident())
+            try:
+                return _call(function, item, index)
+            finally:
+                busy.discard(threading.get_ident())
+
         pool = ThreadPoolExecutor(self._workers, "nettrim", initializer=torch.set_num_threads, initargs=(1,))
         threads = torch.get_num_threads()
         try:
             while True:
                 while len(running) < self._workers and (entry := next(source, None)) is not None:
                     index, item = entry
-                    running[pool.submit(_call, function, item, index)] = index
+                    running[pool.submit(call, item, index)] = index
                 if not running:
                     break
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in sorted(finished, key=running.__getitem__):
                     index = running.pop(future)
                     yield index, future.result()
-            pool.shutdown(wait=True)
-        finally:
+        except BaseException:  # also when the reader of the results stops early
             pool.shutdown(wait=False, cancel_futures=True)
+            for thread in tuple(busy):
+                _stop(thread)
+            raise
+        finally:
+            pool.shutdown(wait=False)
             torch.set_num_threads(threads)
 
 
@@ -85,6 +100,12 @@ def _call(function: Callable[[Item], Result], item: Item, index: int) -> Result:
     except Exception as error:
         error.add_note(f"While working on {name_of(item, index)!r}.")
         raise
+
+
+def _stop(thread: int) -> None:
+    """Raise an interrupt in a thread at its next Python instruction; kernels that are running finish first."""
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    set_exception(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
 
 @contextmanager
