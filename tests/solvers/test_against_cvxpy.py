@@ -256,17 +256,21 @@ def check_case(case: Case, tolerance: float) -> None:
     solution = solve(program, tolerance, initial=case.initial)
     certificate = certify(program, solution.weight, solution.dual)
     coupled = program.penalty.couples_rows
+    exact = program.epsilon is not None and bool((program.epsilon == 0).any())
+    allowed = 1e-6 if exact and program.inputs.dtype == torch.float32 else 1e-9  # a float32 weight meets no equation
     told = f"{case.name}: {[status.name for status in solution.status]}, gap {certificate.gap:.1e}, {certificate.violation:.1e}"
     for row, status in enumerate(solution.status):
         group = int(program.groups[row])
         gap = certificate.gap if coupled else float(certificate.group_gap[group])
-        assert not (status.feasible and float(certificate.group_violation[group]) > 1e-9), told
-        assert not (status.certified and status is not Status.ZERO and gap > tolerance), told
+        if status is Status.ZERO:  # optimal whatever happens to the other rows of its budget
+            continue
+        assert not status.feasible or float(certificate.group_violation[group]) <= allowed, told
+        assert not status.certified or gap <= tolerance, told
     if case.feasible is False:
         assert not any(status.feasible for status in solution.status) or program.group_count > 1, told
     elif case.feasible:
         assert all(status.feasible for status in solution.status), told
-        assert certificate.holds(max(10 * tolerance, 1e-5)), told
+        assert certificate.holds(max(10 * tolerance, 1e-5), allowed), told
         reference = solve(program, 1e-6, solver=Cvxpy())
         if reference.certificate.holds(1e-5, feasibility=1e-7):
             close = max(20 * tolerance, 1e-5)
