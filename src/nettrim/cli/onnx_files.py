@@ -46,12 +46,15 @@ def weights_onnx(model: Any) -> list[Tensor]:
 
 
 def _scores(model: Any) -> str:
-    """The first output of floating numbers: classifiers often give the label first."""
+    """The first output of floating numbers, or what a lone label was chosen from."""
     types = onnx.TensorProto
     floating = (types.FLOAT, types.FLOAT16, types.DOUBLE, types.BFLOAT16)
     for value in model.graph.output:
         if value.type.tensor_type.elem_type in floating:
             return value.name
+    for node in model.graph.node:
+        if node.op_type in ("ArgMax", "ZipMap") and node.output[0] in {value.name for value in model.graph.output}:
+            return node.input[0]
     raise ModelError(should("MODEL", "one with an output of floating numbers", "none"))
 
 

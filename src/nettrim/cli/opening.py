@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def _exported(path: Path, trust: bool) -> nn.Module:
         cure = "Reading one can run code that is in it: say --trust-model if you trust where it is from, or use ONNX."
         raise ModelError(should("MODEL", "a file that cannot run code", repr(str(path)), cure))
     try:
-        return Exported(_plain_calls(torch.export.load(path).module()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's own making
+            return Exported(_plain_calls(torch.export.load(path).module()))
     except Exception as error:
         raise ModelError(should("MODEL", "an exported program", f"{str(path)!r} ({_what(error)})")) from error
 

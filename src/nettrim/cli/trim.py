@@ -118,7 +118,10 @@ def command(
     else:
         screen.show_report(trimmed.report)
     if not quiet:
-        for remark in (*remarks, f"Written to {output}. Check it with: nettrim verify {output} --data {data}"):
+        check = f"nettrim verify {output} --data {data}"
+        if opened.path is None:
+            check += f" --model {model}" + (f" --weights {weights}" if weights else "") + " --trust-model" * trust_model
+        for remark in (*remarks, f"Written to {output}. Check it with: {check}"):
             screen.say(remark, "dim")
 
 

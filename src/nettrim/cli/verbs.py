@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nettrim.cli import evaluate, trim, verify
+from nettrim.cli import demo, evaluate, trim, verify
 from nettrim.cli.group import Group
 from nettrim.version import __version__
 
@@ -45,6 +45,7 @@ def main(
     """
 
 
+app.command("demo")(demo.command)
 app.command("trim")(trim.command)
 app.command("eval")(evaluate.command)
 app.command("verify")(verify.command)
