@@ -206,6 +206,18 @@ def test_a_network_that_is_no_chain_has_no_bound_and_says_why():
     assert math.isfinite(result.discrepancy)
 
 
+@pytest.mark.parametrize("ignore", ["0", "2", "4"])
+@pytest.mark.parametrize("scheme", ["parallel", "cascade"])
+def test_layers_left_alone_are_part_of_the_bound(ignore, scheme):
+    model, data = chain(1)
+    network = TorchNetwork(model, data, ignore=ignore)
+    recipe = Recipe(epsilon=0.1, scheme=scheme)
+    result = trim_network(network, [data], [], recipe, trim_layer, LocalExecutor(1), quiet).result
+    assert 0 < result.network.discrepancy <= result.network.bound * (1 + 1e-9)
+    assert [layer.name for layer in result.layers] == ["0", "2", "4"]
+    assert [layer.skipped is not None for layer in result.layers] == [name == ignore for name in ("0", "2", "4")]
+
+
 def test_kappa_without_a_cascade_is_noted():
     model, data = chain(0)
     _, outcome = run(model, data, kappa=0.5)

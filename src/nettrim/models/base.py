@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -37,6 +37,7 @@ class Skipped:
     shape: tuple[int, ...]
     reason: str
     nonzeros: int
+    weight: Tensor | None = field(default=None, compare=False, repr=False)  # (out, in), where it is part of the chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,8 @@ class Network(Protocol):
     @property
     def chain(self) -> tuple[str, ...] | None:
         """Layer names in order when the network is a plain chain of all its weighted layers, else None.
+
+        Layers that the user left out of the targets may be part of it; their `Skipped` then has the weight.
 
         Plain: each layer reads exactly the previous layer's responses (through reshapes and
         evaluation-mode dropout only), the last one's responses are the network's output. The

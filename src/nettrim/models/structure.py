@@ -19,6 +19,7 @@ from nettrim.models.trace import Call, Trace
 from nettrim.models.unfold import matrix_of
 from nettrim.models.weights import Trimmable, Weight, trimmable, why_not
 
+_UNWANTED = "not in targets"
 _PROOF_POSITIONS = 8  # of each sample, on which a layer's samples are compared with what it answered
 
 
@@ -59,14 +60,15 @@ def discover(
     """
     everything = find_uses(trace)
     found: dict[str, Trimmable] = {}
+    kept: dict[str, Trimmable] = {}  # could be trimmed, but the user does not want it
     reasons: list[str] = []
     for weight, chosen in weights:
         uses = agreed(everything.get(weight.parameter, ()))
-        reason = why_not(module, weight, uses, trace) or ("" if chosen else "not in targets")
-        if not reason:
-            found[weight.name] = trimmable(module, weight, uses, everything, trace)
+        reason = why_not(module, weight, uses, trace) or ("" if chosen else _UNWANTED)
+        if reason in ("", _UNWANTED):
+            (kept if reason else found)[weight.name] = trimmable(module, weight, uses, everything, trace)
         reasons.append(reason)
-    proved = _reproduced(module, list(found.values()), trace, example, seed)
+    proved = _reproduced(module, [*found.values(), *kept.values()], trace, example, seed)
     left = []
     for (weight, _), reason in zip(weights, reasons, strict=True):
         uses = everything.get(weight.parameter, ())
@@ -76,9 +78,11 @@ def discover(
             reason = "its responses could not be reproduced from its weight"
         if reason:
             left.append(Left(weight.name, kind, weight.parameter, reason, first))
-    layers = {name: found[name] for name in sorted(proved, key=lambda name: found[name].uses[0].node)}
+    order = sorted(proved & found.keys(), key=lambda name: found[name].uses[0].node)
+    layers = {name: found[name] for name in order}
     left.sort(key=lambda record: record.node)
-    chain = None if left else _chain(trace, layers, positions)
+    whole = all(record.name in kept and record.name in proved for record in left)
+    chain = _chain(trace, {**layers, **kept}, positions) if whole else None
     return Structure(trace.light(), layers, tuple(left), chain)
 
 

@@ -78,15 +78,23 @@ class TorchNetwork:
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Layers with weights that are left as they are."""
+        chain = self._structure.chain or ()
         return tuple(
-            Skipped(left.name, left.kind, tuple(weight.shape), left.reason, int(torch.count_nonzero(weight)))
+            Skipped(
+                name=left.name,
+                kind=left.kind,
+                shape=tuple(weight.shape),
+                reason=left.reason,
+                nonzeros=int(torch.count_nonzero(weight)),
+                weight=plain(weight) if left.name in chain else None,
+            )
             for left in self._structure.left
             for weight in (self.module.get_parameter(left.parameter),)
         )
 
     @property
     def chain(self) -> tuple[str, ...] | None:
-        """Layer names when the network is a plain chain of trimmable Linear layers, else None."""
+        """Layer names when the network is a plain chain of Linear layers, else None."""
         return self._structure.chain
 
     def plan(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,10 @@ def trim_network(
     work: Trimmer,
     executor: Executor,
     listener: Listener,
-    kept: Mapping[str, Tensor] | None = None,
 ) -> NetworkOutcome:
     """Trim `network` in place on the calibration batches and measure it on both.
 
-    `kept` has the weights (out, in) of layers that are not trimmed, where they are known: a chain's
-    bound needs them. Raises DataError when the network computes numbers that are not finite.
+    Raises DataError when the network computes numbers that are not finite.
     """
     started = time.perf_counter()
     original = network.copy()
@@ -51,7 +49,7 @@ def trim_network(
     before = _outputs(original, calibration)
     outcomes = run_schemes(network, original, calibration, recipe, work, executor, listener)
     after = _outputs(network, calibration)
-    bound, reason, theorem = _bound(original, outcomes, recipe, before, kept or {})
+    bound, reason, theorem = _bound(original, outcomes, recipe, before)
     held = _outputs(original, heldout) if heldout else None
     measured = NetworkResult(
         bound=bound,
@@ -82,13 +80,14 @@ def relative_discrepancy(before: Tensor, after: Tensor) -> float:
 
 
 def _bound(
-    original: Network, outcomes: Sequence[LayerOutcome], recipe: Recipe, before: Tensor, kept: Mapping[str, Tensor]
+    original: Network, outcomes: Sequence[LayerOutcome], recipe: Recipe, before: Tensor
 ) -> tuple[float | None, str, str]:
     """(relative bound, why there is none, which recursion)."""
     if original.chain is None:
-        return None, "the network is not a plain chain of trimmed layers, which is what the theorems cover", ""
+        return None, "the network is not a plain chain of layers, which is what the theorems cover", ""
     made = {outcome.result.name: outcome for outcome in outcomes}
     weights = {layer.name: layer.weight for layer in original.layers}
+    kept = {layer.name: layer.weight for layer in original.skipped if layer.weight is not None}
     unknown = [name for name in original.chain if name not in made and name not in kept]
     if unknown:
         return None, f"the norm of layer {unknown[0]!r}, which was not trimmed, is not known", ""
