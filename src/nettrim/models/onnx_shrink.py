@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nettrim.errors import ModelError
+from nettrim.errors import InputError
 from nettrim.models.batches import Batch
 from nettrim.models.onnx_edit import Editor
 from nettrim.models.onnx_file import check, first_line, read_model
@@ -40,7 +40,7 @@ def shrink_onnx(
     pick_inputs: bool = True,
     allow_external_data: bool = False,
 ) -> ShrunkOnnx:
-    """The same function as a smaller dense ONNX model, equal to rounding; `nettrim.models.shrink.shrink` says what goes.
+    """The same function as a smaller dense ONNX model, equal to rounding; see `nettrim.models.shrink.shrink`.
 
     source: a path or a ModelProto, which is not changed. example: one batch as the model takes it (a tensor, an array,
     a dict of them); random numbers of the declared shapes where it is left out. Layers are Gemm, MatMul and Conv; what
@@ -53,7 +53,7 @@ def shrink_onnx(
     graph = Graph(model)
     given = None if example is None else _chunk(graph, example)
     try:
-        feeds = given or _random_feeds(graph, np.random.default_rng(0), None)
+        feeds = given or random_feeds(graph, np.random.default_rng(0), None)
         values = Part(model, [name for node in graph.nodes for name in node.output if name], threads=1).run(feeds)
     except Exception as error:
         if given is not None:
@@ -65,7 +65,7 @@ def shrink_onnx(
             found = _attempt(model, values, free_sizes=free_sizes, picking=picking and pick_inputs)
             if _same_function(model, found.model, graph, feeds):
                 return found
-        except ModelError as error:
+        except InputError as error:
             note = f"a smaller network was not sound: {first_line(error)}"
     return _unchanged(model, size, note)
 
@@ -123,23 +123,22 @@ class _Writer:
     def _layer(self, layer: OnnxLayer, kept: Kept) -> None:
         node = self.editor.graph.made_by(layer.output)
         assert node is not None
+        if kept.gather:
+            node = self._pick(layer, kept)
         places = np.isin(kept.rows, kept.held)
         weight = _cut(layer, kept)  # (out, in / groups, ...)
         weight[places] = 0
         if layer.kind != "Conv" and not layer.transposed:
             weight = weight.T
         self.editor.own(node, 1, weight, f"{node.input[1]}_kept", keep=False)
+        if layer.kind == "Conv" and kept.groups != layer.groups:
+            next(a for a in node.attribute if a.name == "group").i = kept.groups
         shift = kept.shift[kept.rows]
         if layer.kind == "MatMul":
             self._shift_product(layer, kept, np.where(places, kept.level[kept.rows], shift))
         else:
             bias = np.where(places, kept.level[kept.rows], layer.bias[kept.rows] + shift)
             self._set_bias(node, layer, bias)
-        if layer.kind == "Conv" and kept.groups != layer.groups:
-            next(a for a in node.attribute if a.name == "group").i = kept.groups
-        if kept.gather:
-            self._pick(layer, kept)
-        self.editor.refresh()
 
     def _set_bias(self, node: Any, layer: OnnxLayer, bias: np.ndarray) -> None:
         present = len(node.input) > 2 and bool(node.input[2])
@@ -173,16 +172,18 @@ class _Writer:
         added = onnx.helper.make_node("Add", [inner, name], [layer.output], name=self.editor.fresh(f"{layer.name}.add"))
         self.editor.insert(inner, added)
 
-    def _pick(self, layer: OnnxLayer, kept: Kept) -> None:
-        """A Gather of the inputs that are still read, in front of the layer."""
+    def _pick(self, layer: OnnxLayer, kept: Kept) -> Any:
+        """A Gather of the inputs that are still read, in front of the layer, whose node is returned."""
         nodes = self.editor.model.graph.node
-        place = next(i for i, node in enumerate(nodes) if layer.source in node.input and node.output[0] == layer.made)
+        place = next(i for i, node in enumerate(nodes) if layer.output in node.output)
         columns, picked = self.editor.fresh(f"{layer.name}.columns"), self.editor.fresh(f"{layer.source}_picked")
         self.editor.store(columns, kept.columns.astype(np.int64))
         name = self.editor.fresh(f"{layer.name}.pick")
         gather = onnx.helper.make_node("Gather", [layer.source, columns], [picked], name=name, axis=layer.axis)
         nodes[place].input[0] = picked
         nodes.insert(place, gather)
+        self.editor.refresh()
+        return self.editor.graph.made_by(layer.output)
 
 
 def _cut(layer: OnnxLayer, kept: Kept) -> np.ndarray:
@@ -214,7 +215,7 @@ def _unchanged(model: Any, size: int, note: str) -> ShrunkOnnx:
 def _same_function(one: Any, other: Any, graph: Graph, feeds: Chunk) -> bool:
     random = np.random.default_rng(1)
     parts = [Part(model, list(graph.outputs), threads=1) for model in (one, other)]
-    for chunk in (feeds, _random_feeds(graph, random, feeds), _random_feeds(graph, random, feeds, 9.0)):
+    for chunk in (feeds, random_feeds(graph, random, feeds), random_feeds(graph, random, feeds, 9.0)):
         wanted, got = (part.run(chunk) for part in parts)
         for name in graph.outputs:
             a, b = np.asarray(wanted[name]), np.asarray(got[name])
@@ -241,7 +242,7 @@ def _chunk(graph: Graph, example: Any) -> Chunk:
     return next(chunks(graph.inputs, batch))
 
 
-def _random_feeds(graph: Graph, random: np.random.Generator, like: Chunk | None, spread: float = 1.0) -> Chunk:
+def random_feeds(graph: Graph, random: np.random.Generator, like: Chunk | None, spread: float = 1.0) -> Chunk:
     """Random numbers in place of floating inputs, of the shapes of a chunk or as declared (2 where that is free)."""
     feeds: dict[str, np.ndarray] = {}
     for value in graph.inputs:

@@ -13,6 +13,7 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 from nettrim.models.onnx_graph import INSIDE, Graph, attributes, is_standard
+from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_sites import per_feature
 from nettrim.models.shrink_channels import Channels
 from nettrim.models.shrink_values import (
@@ -43,8 +44,7 @@ class OnnxLayer:
 
     name: str
     kind: str
-    output: str  # the value after an Add that may be inserted
-    made: str  # the node's own output
+    output: str
     source: str
     axis: int
     weight: np.ndarray  # (out, in / groups, ...) as stored, alpha not in it
@@ -175,9 +175,8 @@ class _Walk:
         padded = any(fields.get("pads", ())) or fields.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
         while name in self.reading.layers:
             name += "'"
-        output = node.output[0]
         self.reading.layers[name] = OnnxLayer(
-            name, kind, output, output, source_name, axis, weight, transposed, bias, groups
+            name, kind, node.output[0], source_name, axis, weight, transposed, bias, groups
         )
         matrix = weight.astype(np.float64).reshape(*weight.shape[:2], -1) * float(fields.get("alpha", 1.0))
         return self.channels.affine(name, matrix, bias, groups, source, axis, padded=bool(padded) and kind == "Conv")
@@ -204,12 +203,11 @@ class _Walk:
                 return None
             if constant is not None:
                 rest[name] = constant.array.astype(np.float64)
-        evaluator = ReferenceEvaluator(node)
         monotone = node.op_type in _INCREASING or (node.op_type == "LeakyRelu" and fields.get("alpha", 0.01) >= 0)
 
         def evaluate(ends: np.ndarray) -> np.ndarray:
-            found: Any = evaluator.run(None, {node.input[0]: np.array(ends, dtype=np.float64), **rest})
-            return np.asarray(found[0], dtype=np.float64)
+            feeds = {node.input[0]: np.array(ends, dtype=np.float64), **rest}
+            return _evaluated(node, self.graph.opset, feeds).astype(np.float64)
 
         try:
             return mapped(value, evaluate, monotone=monotone)
@@ -290,10 +288,10 @@ class _Walk:
             constant = self.graph.constant(name)
             rest[name] = constant.array if constant is not None else np.asarray(self.arrays[name])
         try:
-            result: Any = ReferenceEvaluator(node).run(None, {node.input[0]: ids, **rest})
+            result = _evaluated(node, self.graph.opset, {node.input[0]: ids, **rest})
         except Exception:
             return None
-        found = channel_map(np.asarray(result[0]), len(value.labels))
+        found = channel_map(result, len(value.labels))
         if found is None:
             return None
         taken = value.taken(found[1], found[0])
@@ -344,3 +342,16 @@ class _Walk:
             if zero
             else value.ranged(np.full_like(value.low, -np.inf), np.full_like(value.high, np.inf))
         )
+
+
+def _evaluated(node: Any, opset: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    """One node computed by ONNX's own evaluator in the model's operator set."""
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=node.output[0])]
+    graph = onnx.helper.make_graph([node], "node", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    found: Any = ReferenceEvaluator(model).run(None, feeds)
+    return np.asarray(found[0])

@@ -115,13 +115,10 @@ def _cut_layer(layer: nn.Module, entry: Mapping[str, Any]) -> None:
         layer.bias = nn.Parameter(layer.bias.detach()[rows].clone(), requires_grad=layer.bias.requires_grad)
     elif entry["bias"]:
         give_bias(layer, torch.zeros(len(rows)))
-    inputs, outputs = (
-        ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
-    )
-    setattr(layer, inputs, len(columns))
-    setattr(layer, outputs, len(rows))
-    if hasattr(layer, "groups"):
-        layer.groups = int(entry["groups"])
+    word = "features" if isinstance(layer, nn.Linear) else "channels"
+    vars(layer).update({f"in_{word}": len(columns), f"out_{word}": len(rows)})
+    if word == "channels":
+        vars(layer)["groups"] = int(entry["groups"])
 
 
 def _cut_norm(norm: nn.Module, kept: Tensor) -> None:

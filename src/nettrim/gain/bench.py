@@ -1,0 +1,130 @@
+"""`nettrim bench`: size, latency and break-even of networks on this machine, one row a network."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nettrim.errors import InputError, should
+from nettrim.gain.latency import BATCHES, break_even, latency
+from nettrim.gain.sizes import nonzeros, sizes
+from nettrim.gain.subject import Subject, torch_subject
+from nettrim.models.batches import Batch, normalise_batches
+
+
+def bench(
+    models: Sequence[nn.Module | str | os.PathLike[str] | Any] | Mapping[str, Any],
+    example: Any = None,
+    *,
+    batches: Sequence[int] = BATCHES,
+    thread_count: int | None = None,
+    seconds: float = 1.0,
+    find_break_even: bool = True,
+) -> list[dict[str, Any]]:
+    """Measure each network: a row of JSON's types.
+
+    models: PyTorch modules, ONNX files or ModelProtos, in a list or by name. example: one batch as they take it; needed
+    for PyTorch modules, random inputs of the declared shapes for ONNX. Keys of a row: `name`, `weights`, `nonzeros`,
+    `sparsity` (of tensors with at least two dimensions), `bytes` (see `sizes`), `shrink` (see `Summary.to_dict`),
+    `shrunk_bytes`, `latency` (one entry a batch size, see `Latency.to_dict`: "dense" is the best dense engine on the
+    network as it is, "trimmed" adds sparse kernels, "shrunk" is the shrunk network), `break_even` (the sparsity from
+    which the largest layer of a plain chain is faster in CSR, by batch size; None where it never is), `verdict` and
+    `notes`.
+
+    Raises InputError for a file that is not ONNX or a module without example, ModelError, DataError, and
+    MissingExtraError for ONNX without its extra.
+    """
+    named = models.items() if isinstance(models, Mapping) else [(_name(model), model) for model in models]
+    count = torch.get_num_threads() if thread_count is None else thread_count
+    rows = []
+    for name, model in named:
+        subject, batch, fixed = _subject(model, example, count)
+        wanted = tuple(batches) if fixed is None else (fixed,)
+        rows.append(_row(name, subject, batch, wanted, count, seconds, find_break_even))
+    return rows
+
+
+def bench_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `bench` as text."""
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']}: {row['weights']:,} weights, {100 * row['sparsity']:.1f} % zeros")
+        lines.append("  bytes  " + ", ".join(f"{form} {size:,}" for form, size in row["bytes"].items()))
+        before, after = row["shrink"]["parameters_before"], row["shrink"]["parameters_after"]
+        lines.append(f"  shrunk {before:,} -> {after:,} parameters, {row['shrunk_bytes']:,} bytes dense")
+        for entry in row["latency"]:
+            stages = entry["stages"]
+            parts = [f"batch {entry['batch']}"]
+            for stage, found in stages.items():
+                median = found["seconds"][found["best"]]["median"]
+                verdict = f", {found['verdict']}" if "verdict" in found else ""
+                parts.append(f"{stage} {1e3 * median:.3f} ms ({found['best']}{verdict})")
+            lines.append("  " + "; ".join(parts))
+        for size, sparsity in (row["break_even"] or {}).get("sparsity", {}).items():
+            word = "never" if sparsity is None else f"from {100 * sparsity:.1f} % zeros"
+            out, inside = row["break_even"]["shape"]
+            lines.append(f"  break-even of the {out} x {inside} layer at batch {size}: CSR wins {word}")
+        lines += [f"  {row['verdict']}", *(f"  note: {note}" for note in row["notes"])]
+    return "\n".join(lines)
+
+
+def _row(
+    name: str, subject: Subject, batch: Batch, batches: Sequence[int], count: int, seconds: float, find: bool
+) -> dict[str, Any]:
+    smaller, summary = subject.smaller()
+    stages = {"dense": subject, "shrunk": smaller}
+    if subject.sparse:
+        stages = {"dense": subject, "trimmed": subject, "shrunk": smaller}
+    if not summary.changed:
+        del stages["shrunk"]
+    measured = latency(stages, batch, batches=batches, thread_count=count, seconds=seconds)
+    weights = sum(t.numel() for t in subject.tensors.values() if t.is_floating_point() and t.dim() >= 2)
+    left = nonzeros(subject.tensors)
+    even = None
+    if find and subject.matrices:
+        shape = max(subject.matrices, key=lambda shape: shape[0] * shape[1])
+        found = {str(size): break_even(shape, size, thread_count=count) for size in batches}
+        even = {"shape": list(shape), "sparsity": found}
+    won = [
+        f"{stage} at batch {entry.batch}: {entry.gain(stage).verdict}"
+        for entry in measured
+        for stage in stages
+        if stage != "dense" and entry.gain(stage).low > 1
+    ]
+    return {
+        "name": name,
+        "weights": weights,
+        "nonzeros": left,
+        "sparsity": 1 - left / weights if weights else 0.0,
+        "bytes": sizes(subject.tensors),
+        "shrink": summary.to_dict(),
+        "shrunk_bytes": sizes(smaller.tensors)["dense"],
+        "latency": [entry.to_dict() for entry in measured],
+        "break_even": even,
+        "verdict": "; ".join(won) if won else "no gain in latency against the best dense engine",
+        "notes": list(dict.fromkeys([*subject.notes, *([summary.note] if summary.note else [])])),
+    }
+
+
+def _subject(model: Any, example: Any, count: int) -> tuple[Subject, Batch, int | None]:
+    if isinstance(model, nn.Module):
+        if example is None:
+            raise InputError(should("example", "one batch of the model's input", "None", "Give some samples."))
+        batch = normalise_batches([example], model=model)[0]
+        return torch_subject(model, batch, threads=count, export=True), batch, None
+    if isinstance(model, str | os.PathLike) and Path(model).suffix.lower() != ".onnx":
+        cure = "PyTorch weights need the code of their network: export it to ONNX, or call nettrim.gain.bench."
+        raise InputError(should("model", "an ONNX file", repr(str(model)), cure))
+    parts = importlib.import_module("nettrim.gain.onnx_subject")  # needs the extra
+    batch = None if example is None else normalise_batches([example])[0]
+    return parts.onnx_subject(model, batch, threads=count)
+
+
+def _name(model: Any) -> str:
+    return Path(model).name if isinstance(model, str | os.PathLike) else type(model).__name__

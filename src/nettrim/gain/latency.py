@@ -1,0 +1,136 @@
+"""Latency on this machine, against the best dense engine; and the sparsity from which a sparse kernel wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nettrim.errors import InputError, should
+from nettrim.gain.chain import Step, csr
+from nettrim.gain.subject import Run, Subject, onnx_parts
+from nettrim.gain.timing import Ratio, Timing, interleaved, ratio, threads
+from nettrim.models.batches import Batch
+
+BATCHES = (1, 16, 256)
+
+
+@dataclass(frozen=True, eq=False)
+class Latency:
+    """One batch size: the times of every stage on every engine, taken in turn in the same minutes."""
+
+    batch: int
+    threads: int
+    times: dict[str, dict[str, Timing]]  # stage -> engine -> seconds of a batch
+
+    def best(self, stage: str) -> str:
+        """The engine with the smallest median at a stage."""
+        return min(self.times[stage], key=lambda engine: self.times[stage][engine].median)
+
+    def seconds(self, stage: str) -> float:
+        """The median of a stage's best engine."""
+        return self.times[stage][self.best(stage)].median
+
+    def gain(self, stage: str) -> Ratio:
+        """How many times faster a stage is than the best dense engine on the dense network."""
+        return ratio(self.times["dense"][self.best("dense")], self.times[stage][self.best(stage)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON's types."""
+        stages = {
+            stage: {
+                "best": self.best(stage),
+                "seconds": {e: {"median": t.median, "spread": list(t.spread)} for e, t in engines.items()},
+            }
+            for stage, engines in self.times.items()
+        }
+        for stage in stages:
+            if stage != "dense":
+                found = self.gain(stage)
+                stages[stage]["faster"] = {"median": found.median, "spread": [found.low, found.high]}
+                stages[stage]["verdict"] = found.verdict
+        return {"batch": self.batch, "threads": self.threads, "stages": stages}
+
+
+def latency(
+    stages: Mapping[str, Subject],
+    example: Batch,
+    *,
+    batches: Sequence[int] = BATCHES,
+    thread_count: int | None = None,
+    seconds: float = 1.0,
+) -> list[Latency]:
+    """Time every stage ("dense" and others) on every engine it has, `seconds` in all for each batch size.
+
+    A dense stage runs on its dense engines only; the others also on the sparse kernels. Repeats are interleaved,
+    after a warm-up, with a fixed number of threads. Raises InputError without a dense stage.
+    """
+    if "dense" not in stages:
+        raise InputError(should("stages", 'one with "dense" to compare with', sorted(stages)))
+    found = []
+    with threads(thread_count) as count:
+        for size in batches:
+            batch = example.pick(torch.arange(size) % example.size)
+            runs: dict[str, Run] = {}
+            for stage, subject in stages.items():
+                engines = subject.dense if stage == "dense" else {**subject.dense, **subject.sparse}
+                runs.update({f"{stage}\n{name}": prepare(batch) for name, prepare in engines.items()})
+            times: dict[str, dict[str, Timing]] = {stage: {} for stage in stages}
+            for key, timing in interleaved(runs, seconds=seconds).items():
+                stage, _, engine = key.partition("\n")
+                times[stage][engine] = timing
+            found.append(Latency(size, count, times))
+    return found
+
+
+def break_even(
+    shape: tuple[int, int],
+    batch: int,
+    *,
+    thread_count: int | None = None,
+    seconds: float = 0.1,
+    steps: int = 6,
+    lowest: float = 0.5,
+    highest: float = 0.995,
+) -> float | None:
+    """The sparsity from which CSR beats the best dense product on random matrices of a layer's shape (out, in).
+
+    Found by bisection between `lowest` and `highest`, with `seconds` of measurement at each of the steps; None where
+    CSR does not win even at `highest`, `lowest` where it always does.
+    """
+    with threads(thread_count) as count:
+        if not _sparse_wins(shape, batch, highest, count, seconds):
+            return None
+        if _sparse_wins(shape, batch, lowest, count, seconds):
+            return lowest
+        for _ in range(steps):
+            middle = (lowest + highest) / 2
+            if _sparse_wins(shape, batch, middle, count, seconds):
+                highest = middle
+            else:
+                lowest = middle
+    return round((lowest + highest) / 2, 3)
+
+
+def _sparse_wins(shape: tuple[int, int], batch: int, sparsity: float, count: int, seconds: float) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(shape, generator=generator)
+    thin = dense * (torch.rand(shape, generator=generator) >= sparsity)
+    inputs = torch.randn(batch, shape[1], generator=generator)
+    features, matrix = inputs.T.contiguous(), csr(thin)
+    bias, column = torch.zeros(shape[0]), torch.zeros(shape[0], 1)
+    runs: dict[str, Callable[[], Any]] = {
+        "PyTorch": lambda: F.linear(inputs, dense, bias),
+        "CSR": lambda: (matrix @ features).add_(column),
+    }
+    parts = onnx_parts()
+    if parts is not None:
+        runner = parts.onnx_runner(parts.chain_model((Step(dense, bias),)), count)
+        feeds = {"inputs": inputs.numpy()}
+        runs["ONNX Runtime"] = lambda: runner(feeds)
+    with torch.inference_mode():
+        times = interleaved(runs, seconds=seconds, rounds=5)
+    return times["CSR"].median < min(t.median for name, t in times.items() if name != "CSR")

@@ -1,0 +1,65 @@
+"""What a trim gained in truth, in the form a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from nettrim.gain.latency import latency
+from nettrim.gain.sizes import nonzeros
+from nettrim.gain.sparse_file import sparse_bytes
+from nettrim.gain.subject import torch_subject
+from nettrim.models.batches import normalise_batches
+from nettrim.models.shrink import shrink
+
+Accuracy = Callable[[nn.Module], float] | Mapping[str, float] | None
+
+
+def measure_gain(
+    dense_model: nn.Module,
+    trimmed_model: nn.Module,
+    example: Any,
+    *,
+    accuracy: Accuracy = None,
+    batch: int = 16,
+    seconds: float = 1.5,
+    thread_count: int | None = None,
+    export: bool = False,
+) -> dict[str, Any]:
+    """Accuracy, weights, bytes and latency of the dense, the trimmed and the shrunk network, for `Report(gain=...)`.
+
+    example: one batch as the models take it. accuracy: a function of a model, or the numbers by stage. weights: those
+    that are not zero. bytes: of a dense safetensors file, and of `save_sparse`'s file for the other two. latency:
+    seconds of a batch on the best engine of each stage, the dense network on dense engines; measured for about
+    `seconds`, and `note` says how and whether it is a gain at all. export: also measure ONNX Runtime on networks that
+    are not plain chains (some seconds more).
+    """
+    sample = normalise_batches([example], model=dense_model)[0]
+    count = torch.get_num_threads() if thread_count is None else thread_count
+    smaller = shrink(trimmed_model, sample).module
+    models = {"dense": dense_model, "trimmed": trimmed_model, "shrunk": smaller}
+    stages = {stage: torch_subject(model, sample, threads=count, export=export) for stage, model in models.items()}
+    found = latency(stages, sample, batches=(batch,), thread_count=count, seconds=seconds)[0]
+    files = {stage: len(sparse_bytes(subject.tensors)) for stage, subject in stages.items()}
+    gain: dict[str, Any] = {
+        "weights": {stage: nonzeros(subject.tensors) for stage, subject in stages.items()},
+        "bytes": {**files, "dense": len(save(dict(stages["dense"].tensors)))},
+        "latency": {stage: found.seconds(stage) for stage in stages},
+    }
+    if callable(accuracy):
+        gain["accuracy"] = {stage: float(accuracy(model)) for stage, model in models.items()}
+    elif accuracy:
+        gain["accuracy"] = dict(accuracy)
+    rounds = len(next(iter(found.times["dense"].values())).seconds)
+    words = [
+        f"Latency: median of {rounds} interleaved runs on this machine, {count} CPU thread{'s' if count > 1 else ''}, "
+        f"batch {batch}",
+        *(f"{stage}: {found.best(stage)}" for stage in stages),
+        *(f"{stage} against the best dense: {found.gain(stage).verdict}" for stage in ("trimmed", "shrunk")),
+    ]
+    gain["note"] = "; ".join([*words, *dict.fromkeys(note for s in stages.values() for note in s.notes)]) + "."
+    return gain

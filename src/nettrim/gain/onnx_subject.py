@@ -1,0 +1,102 @@
+"""An ONNX model as a network to be measured."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nettrim.errors import ModelError
+from nettrim.gain.chain import Chain, SparseChain, Step
+from nettrim.gain.onnx_export import feeds_of, fixed_batch, onnx_runner
+from nettrim.gain.subject import Engine, Run, Subject, sparse_engines
+from nettrim.models.batches import Batch
+from nettrim.models.onnx_file import read_model
+from nettrim.models.onnx_graph import Graph, to_array
+from nettrim.models.onnx_network import OnnxNetwork
+from nettrim.models.onnx_shrink import random_feeds, shrink_onnx
+from nettrim.models.shrink import Summary
+
+_AGREEMENT = 1e-4
+_STEPS = {"linear": "", "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
+
+
+def onnx_subject(
+    source: str | os.PathLike[str] | Any, example: Batch | None, *, threads: int
+) -> tuple[Subject, Batch, int | None]:
+    """A model, the batch it is measured on (random where none is given), and the batch size it insists on."""
+    model = read_model(source)
+    batch = example if example is not None else _random_batch(model)
+    runner = onnx_runner(model, threads)
+    chain = _chain(model, batch, runner)
+
+    def prepare(batch: Batch) -> Run:
+        feeds = feeds_of(model, batch)
+        return lambda: runner(feeds)
+
+    dense: dict[str, Engine] = {"ONNX Runtime": prepare}
+    if chain is not None:
+        whole = SparseChain(chain, sparse_from=2.0)  # every product dense
+
+        def torch_run(batch: Batch) -> Run:
+            inputs = _only(batch)
+            return lambda: whole(inputs)
+
+        dense["PyTorch"] = torch_run
+
+    def smaller() -> tuple[Subject, Summary]:
+        found = shrink_onnx(model, feeds_of(model, batch))
+        return onnx_subject(found.model, batch, threads=threads)[0], found.summary
+
+    arrays = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {
+        name: torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
+        if array is not None and array.dtype in (np.float16, np.float32, np.float64)
+    }
+    matrices = tuple((len(step.weight), step.weight.shape[1]) for step in chain or ())
+    return Subject(tensors, dense, sparse_engines(chain), smaller, (), matrices), batch, fixed_batch(model)
+
+
+def _chain(model: Any, batch: Batch, runner: Any) -> Chain | None:
+    """The model as a plain chain of matrices, if it is one and that computes what the model does."""
+    try:
+        network = OnnxNetwork(model)
+    except ModelError:
+        return None
+    layers = {layer.name: layer for layer in network.layers}
+    if network.chain is None or len(network.input_names) != 1:
+        return None
+    steps = []
+    for name in network.chain:
+        layer = layers[name]
+        if (
+            layer.activation not in _STEPS
+            or layer.weight.dtype != torch.float32
+            or layer.kind not in ("Gemm", "MatMul")
+        ):
+            return None
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        steps.append(Step(layer.weight, bias, _STEPS[layer.activation]))
+    chain = tuple(steps)
+    inputs = _only(batch)
+    try:
+        wanted = torch.from_numpy(np.asarray(runner(feeds_of(model, batch))[0]))
+        got = SparseChain(chain, sparse_from=2.0)(inputs.float())
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    same = got.shape == wanted.shape and (got - wanted).abs().max() <= _AGREEMENT * wanted.abs().max().clamp(min=1e-12)
+    return chain if bool(same) else None
+
+
+def _random_batch(model: Any) -> Batch:
+    feeds = random_feeds(Graph(model), np.random.default_rng(0), None)
+    tensors = {name: torch.from_numpy(array) for name, array in feeds.feeds.items()}
+    return Batch((), tensors, None, feeds.size)
+
+
+def _only(batch: Batch) -> Tensor:
+    return batch.args[0] if batch.args else next(iter(batch.kwargs.values()))
