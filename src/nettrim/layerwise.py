@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -57,13 +57,14 @@ class Piece:
     rows: slice
     program: Program
     dense: Tensor  # (rows, in [+ 1]): the original weights in the program's terms
-    slack: float = 0.0  # sum of squares of the slack's positive part: what it allows beyond the ball
+    slack: Tensor | None = None  # (rows,) squares of the slack's positive part: what it allows beyond the ball
 
     @property
     def allowed(self) -> float:
         """The square of the distance that the constraint allows."""
         assert self.program.epsilon is not None
-        return float(self.program.epsilon.square().sum()) + self.slack
+        beyond = 0.0 if self.slack is None else float(self.slack.sum())
+        return float(self.program.epsilon.square().sum()) + beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,37 @@ class Backing:
     dual: Tensor | None  # (samples, rows); None where it was too large to keep
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What was measured of a layer or of some of its rows: absolute numbers, norms in the Frobenius sense."""
+
+    objective: float  # of the select stage's weights, as are the next two
+    bound: float
+    violation: float  # the worst relative excess over a constraint
+    norm: float  # of the responses
+    epsilon: float
+    discrepancy: float  # of the weights returned
+    distance: float
+    discrepancy_select: float
+    distance_select: float
+
+    @classmethod
+    def over(cls, parts: Sequence[Totals]) -> Totals:
+        """The totals of several parts that have no row in common."""
+        values: dict[str, float] = {}
+        for entry in fields(cls):
+            numbers = [getattr(part, entry.name) for part in parts]
+            if entry.name in ("objective", "bound"):
+                values[entry.name] = math.fsum(numbers)
+            else:
+                values[entry.name] = max(numbers) if entry.name == "violation" else math.hypot(*numbers)
+        return cls(**values)
+
+    def relative(self, value: float) -> float:
+        """`value` over the responses' norm; as it is where that is zero."""
+        return value / self.norm if self.norm > 0 else value
+
+
 @dataclass(frozen=True, eq=False)
 class LayerOutcome:
     """A trimmed layer: the record, the weights it speaks of, and what backs it. Absolute numbers."""
@@ -82,11 +114,16 @@ class LayerOutcome:
     weight: Tensor  # (out, in), in the layer's dtype
     bias: Tensor | None  # (out,)
     backing: tuple[Backing, ...]
-    distance: float  # of the returned weights' pre-activations to the preimages
+    totals: Totals
     samples: int  # rows of the inputs: samples, or samples times positions
     moved: bool
     kappa: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def distance(self) -> float:
+        """Of the returned weights' pre-activations to the preimages."""
+        return self.totals.distance
 
     def selected(self, layer: Layer) -> tuple[Tensor, Tensor | None]:
         """The select stage's weight (out, in) and bias."""
@@ -102,15 +139,36 @@ def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> Lay
     started = time.perf_counter()
     pieces = make_pieces(task)
     solutions = [_solve(task, piece, device) for piece in pieces]
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
     if task.kappa < 1 and not all(map(_feasible, solutions)):
         cure = "the layer was solved with kappa = 1"
-        notes.append(f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.")
+        notes = (f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.",)
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
         solutions = [_solve(task, piece, device) for piece in pieces]
+    return _finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
+
+
+def trim_piece(task: LayerTask, piece: Piece, megabytes: float, device: str | torch.device | None) -> LayerOutcome:
+    """As `trim_layer`, for rows whose program is made already: `task` and `piece` speak of these rows alone.
+
+    Multipliers larger than `megabytes` are not kept.
+    """
+    started = time.perf_counter()
+    return _finished(task, [piece], [_solve(task, piece, device)], started, (), megabytes * 2**20)
+
+
+def _finished(
+    task: LayerTask,
+    pieces: Sequence[Piece],
+    solutions: Sequence[Solution],
+    started: float,
+    notes: tuple[str, ...],
+    limit: float,
+) -> LayerOutcome:
+    """From the solutions to the outcome: refit, measure, and keep multipliers up to `limit` bytes."""
     if not all(map(_feasible, solutions)):
-        notes.append(f"{task.name}: no feasible weights were found for some neurons; their weights were kept.")
+        notes += (f"{task.name}: no feasible weights were found for some neurons; their weights were kept.",)
     backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
     weight, bias = _join(task.layer, [part.weight for part in backing])
     if task.recipe.refit:
@@ -124,47 +182,56 @@ def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> Lay
         seconds=time.perf_counter() - started,
     )
     size = sum(part.dual.nbytes for part in backing if part.dual is not None)
-    if size > task.recipe.certificate_megabytes * 2**20:  # they could not be saved, so they need not stay in memory
+    if size > limit:  # they could not be saved, so they need not stay in memory
         backing = tuple(replace(part, dual=None) for part in backing)
-    return replace(outcome, result=result, backing=backing, notes=tuple(notes))
+    return replace(outcome, result=result, backing=backing, notes=notes)
 
 
 def conclude(
     task: LayerTask, pieces: Sequence[Piece], backing: Sequence[Backing], weight: Tensor, bias: Tensor | None
 ) -> LayerOutcome:
     """The record of given weights: gap of the select stage (`backing`), discrepancy and distance of the weights."""
-    layer = task.layer
     certificates = [certify(piece.program, part.weight, part.dual) for piece, part in zip(pieces, backing, strict=True)]
-    objective = math.fsum(certificate.objective for certificate in certificates)
-    bound = math.fsum(certificate.bound for certificate in certificates)
-    gap = (objective - bound) / objective if objective > 0 else 0.0
     selected = measure(task, *_join(task.layer, [part.weight for part in backing]))
     final = measure(task, weight, bias)
-    epsilon = math.sqrt(math.fsum(piece.allowed for piece in pieces))
+    totals = Totals(
+        objective=math.fsum(certificate.objective for certificate in certificates),
+        bound=math.fsum(certificate.bound for certificate in certificates),
+        violation=max(certificate.violation for certificate in certificates),
+        norm=final.norm,
+        epsilon=math.sqrt(math.fsum(piece.allowed for piece in pieces)),
+        discrepancy=final.discrepancy,
+        distance=final.distance,
+        discrepancy_select=selected.discrepancy,
+        distance_select=selected.distance,
+    )
+    result = record(task.layer, task.scheme, task.recipe.tolerance, totals, weight)
+    return LayerOutcome(result, weight, bias, tuple(backing), totals, task.inputs.shape[1], task.moved, task.kappa)
+
+
+def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: Tensor) -> LayerResult:
+    """The record of a layer with new weights, whose totals were measured."""
     feasibility = _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
-    violation = max(certificate.violation for certificate in certificates)
-    refit_kept_it = final.distance <= selected.distance * (1 + feasibility)
-    result = LayerResult(
+    refit_kept_it = totals.distance <= totals.distance_select * (1 + feasibility)
+    gap = (totals.objective - totals.bound) / totals.objective if totals.objective > 0 else 0.0
+    return LayerResult(
         name=layer.name,
         kind=layer.kind,
         shape=layer.shape,
         activation=layer.activation,
         nonzeros_before=int(layer.weight.count_nonzero()),
         nonzeros_after=int(weight.count_nonzero()),
-        epsilon=final.relative(epsilon),
-        discrepancy=final.relative(final.discrepancy),
-        discrepancy_select=final.relative(selected.discrepancy),
-        distance=final.relative(final.distance),
-        objective=objective,
-        bound=bound,
+        epsilon=totals.relative(totals.epsilon),
+        discrepancy=totals.relative(totals.discrepancy),
+        discrepancy_select=totals.relative(totals.discrepancy_select),
+        distance=totals.relative(totals.distance),
+        objective=totals.objective,
+        bound=totals.bound,
         gap=gap,
-        certified=violation <= feasibility and refit_kept_it and gap <= task.recipe.tolerance,
-        scheme=task.scheme,
+        certified=totals.violation <= feasibility and refit_kept_it and gap <= tolerance,
+        scheme=scheme,
         weight_before=layer.weight,
         weight_after=weight,
-    )
-    return LayerOutcome(
-        result, weight, bias, tuple(backing), final.distance, task.inputs.shape[1], task.moved, task.kappa
     )
 
 
@@ -225,9 +292,9 @@ class _Build:
             offset=self.offset,
         )
         program = replace(program, epsilon=self.task.kappa * self._epsilon(program))
-        beyond = 0.0
+        beyond = None
         if slack is not None:
-            beyond = float(torch.where(torch.isinf(program.lower), slack.clamp(min=0), 0.0).square().sum())
+            beyond = torch.where(torch.isinf(program.lower), slack.clamp(min=0), 0.0).square().sum(dim=0)
         return Piece(self.rows, program, self.dense, beyond)
 
     def _epsilon(self, program: Program) -> Tensor:
@@ -398,6 +465,9 @@ def _penalty(recipe: Recipe, layer: Layer, rows: slice, shape: tuple[int, ...] |
 
 
 def _tight(program: Program, responses: Tensor) -> bool:
+    """Whether float32 would lose the constraint: strict entries have no room for rounding, a tiny ball little."""
+    if program.constraint == "strict" and bool((program.lower != program.upper).any()):
+        return True
     assert program.epsilon is not None
     return float(program.epsilon.square().sum()) < (_TIGHT * float(responses.to(torch.float64).norm())) ** 2
 
