@@ -22,6 +22,7 @@ from nettrim.errors import DataError, should
 from nettrim.programs import Program, group_sums
 
 _CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
+_SMALL = 1e-6  # excess is measured against eps, but against no less than this share of the largest response
 _ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
 
 
@@ -71,7 +72,7 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
     else:
         eps = _epsilon(program, discrepancy)
         over = discrepancy - eps
-        scale = torch.where(eps > 0, eps, _response_scale(program))
+        scale = torch.maximum(eps, _SMALL * _response_scale(program))
         violation = torch.maximum(violation, torch.where(over > 0, over / scale, 0.0))
     bound = lower_bound(program, dual) if dual is not None else torch.zeros_like(objective)
     if program.penalty.couples_rows:
@@ -160,10 +161,10 @@ def _bound_at(
     if program.regularization is not None:
         curvature = ball**2 / (4 * program.regularization)  # sup of -s^2 |r|^2 / (4 lambda) + s h, row by row
         if penalty.is_norm:
-            top = torch.where(curvature > 0, support / (2 * curvature), torch.inf)
+            top = torch.where(curvature > 0, support.clamp(min=0) / (2 * curvature), torch.inf)  # no scale is negative
             if penalty.couples_rows:
                 total = (scale**2 * curvature).sum()
-                factor = torch.where(total > 0, (scale * support).sum() / (2 * total), 1.0).clamp(max=1.0)
+                factor = torch.where(total > 0, (scale * support).sum() / (2 * total), 1.0).clamp(0.0, 1.0)
                 scale = scale * factor
             else:
                 scale = torch.minimum(scale, top)

@@ -187,9 +187,7 @@ def _direct(problem: Problem, form: Form, margin: float) -> _Statement:
                 if parts and radius > 0:
                     constraints.append(cp.norm(cp.hstack(parts), 2) <= radius * (1 - margin))
 
-    # a penalty that is not a norm keeps its value when the program is scaled; general solvers want one of unit size
-    unit = 1.0 if problem.penalty.is_norm else problem.weight_scale
-    return _Statement(objective / unit, constraints, lambda: (_tensor(u.value), unit * _gather(problem, pieces)))
+    return _Statement(objective, constraints, lambda: (_tensor(u.value), _gather(problem, pieces)))
 
 
 def _least_violation(problem: Problem) -> _Statement:
