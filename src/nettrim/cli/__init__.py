@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 
 from nettrim.errors import MissingExtraError
 
-if find_spec("typer") is not None and find_spec("rich") is not None:
+try:
     from nettrim.cli.verbs import app as app
-else:  # pragma: no cover - needs an installation without the extra
+except ModuleNotFoundError as error:
+    if error.name not in ("typer", "rich"):
+        raise
+    _missing = MissingExtraError(error.name, "cli")
 
-    def app() -> None:
+    def app() -> None:  # type: ignore[misc]
         """Say what to install."""
-        print(f"nettrim: {MissingExtraError('typer', 'cli')}", file=sys.stderr)
+        print(f"nettrim: {_missing}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,7 @@ def command(
 
 def show(found: demo.Demo, output: Path, page: Path) -> None:
     """Everything that was found, in words and tables."""
-    weights = sum(a * b for a, b in zip(demo.SIZES, demo.SIZES[1:], strict=False))
+    weights = sum(a * b for a, b in pairwise(demo.SIZES))
     _heading("1. A trained network")
     _say(
         f"scikit-learn's 1,797 scanned digits of 8 x 8 pixels; {len(found.digits.inputs):,} to train and calibrate on, "
@@ -72,8 +73,8 @@ def show(found: demo.Demo, output: Path, page: Path) -> None:
         _say(demo.EXPLAINED[scheme])
         if number == 2:
             _say(
-                f"Each layer keeps the sparsest weights whose responses move by at most epsilon ({found.settings.shown:g} "
-                "of their norm); gap is the distance, proved, from the best penalty possible."
+                "Each layer keeps the sparsest weights whose responses move by at most epsilon "
+                f"({found.settings.shown:g} of their norm); gap is the distance, proved, from the best penalty there is."
             )
         screen.show_report(trimmed.report)
     _heading("4. What a theorem promises, what was measured")
@@ -86,6 +87,8 @@ def show(found: demo.Demo, output: Path, page: Path) -> None:
         if gain is not None:
             rows = [(title, *cells, change) for title, cells, change in gain.rows]
             screen.show_table((scheme, *gain.stages, "change"), rows, (False, *[True] * len(gain.stages), False))
+            _note(gain.note)
+            _note(f"Shrunk: {_cut(found, scheme)}.")
     if found.settings.epsilons:
         _heading("6. Accuracy against sparsity")
         _say("A larger epsilon asks less of each layer: fewer weights are left, and more is lost.")
@@ -116,6 +119,20 @@ def _curve(found: demo.Demo) -> tuple[tuple[str, ...], list[tuple[str, ...]], tu
         cells = (cell for p in here for cell in (fmt.percent(p["sparsity"]), fmt.percent(p["accuracy"])))
         rows.append((fmt.setting(epsilon), *cells))
     return header, rows, (True,) * len(header)
+
+
+def _cut(found: demo.Demo, scheme: str) -> str:
+    """What exact shrinking made of each layer."""
+    layers = (f"{_shape(layer.before)} -> {_shape(layer.after)}" for layer in found.shrunk[scheme].layers)
+    return "layers " + ", ".join(layers)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _note(text: str) -> None:
+    screen.out().print(Text(text, style="dim"))
 
 
 def _heading(text: str) -> None:

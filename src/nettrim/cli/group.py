@@ -29,7 +29,8 @@ class Group(TyperGroup):
         return code
 
     def _run(self, *args: Any, **options: Any) -> int:
-        words = options.get("args") or (args[0] if args else None) or sys.argv[1:]
+        words = options.get("args", args[0] if args else None)
+        words = sys.argv[1:] if words is None else words
         debug = "--debug" in words
         # given before the verb or after it, as people do
         options["args"], args = [*(["--debug"] if debug else []), *(w for w in words if w != "--debug")], ()

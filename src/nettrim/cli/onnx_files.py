@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from nettrim.models.onnx_file import read_model
 from nettrim.models.onnx_graph import to_array
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_run import Part, chunks
+from nettrim.models.onnx_shrink import shrink_onnx
+from nettrim.models.onnx_write import write_model
+from nettrim.models.shrink import Summary
 
 
 def read_onnx(opened: Opened) -> Any:
@@ -60,3 +64,12 @@ def _scores(model: Any) -> str:
 
 def _real(array: Any) -> bool:
     return array.dtype.kind in "fV"  # V: types that NumPy has no name for, such as bfloat16
+
+
+def shrink_to(path: Path, example: Any, target: Path) -> Summary:
+    """Write the smaller form of an ONNX file."""
+    if example is not None:
+        example = normalise_batches(example)[0]
+    found = shrink_onnx(path, example)
+    write_model(found.model, target, lambda model: None)
+    return found.summary

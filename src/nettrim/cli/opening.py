@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import warnings
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from nettrim.errors import InputError, ModelError, near, should
+from nettrim.models.shrink import load_shrunk
 from nettrim.saving import INDEX, load
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -109,8 +111,14 @@ def _with_weights(module: nn.Module, weights: Path | None) -> nn.Module:
         be = f"a .safetensors file, or a directory with {INDEX}"
         raise InputError(should("--weights", be, repr(str(weights)), cure))
     try:
-        missing, unexpected = module.load_state_dict(load_file(weights), strict=False)
-    except (SafetensorError, OSError) as error:
+        with safe_open(weights, framework="pt") as file:
+            header = file.metadata() or {}
+        tensors = load_file(weights)
+        if "nettrim.shrunk" in header:
+            plans = (json.loads(header["nettrim.shrunk"]), json.loads(header.get("nettrim.structure", "{}")))
+            return load_shrunk(module, tensors, *plans)
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(should("--weights", "a sound .safetensors file", f"{str(weights)!r} ({error})")) from error
     except RuntimeError as error:
         lines = str(error).splitlines()

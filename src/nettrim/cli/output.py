@@ -36,6 +36,27 @@ def write_page(report: Report, directory: Path) -> list[str]:
     return []
 
 
+def check_directory(directory: Path) -> None:
+    """Refuse what is not a directory of results. Raises InputError."""
+    if not (directory / saving.INDEX).is_file():
+        got = f"{str(directory)!r}" + (f", which has no {saving.INDEX}" if directory.is_dir() else "")
+        raise InputError(should("DIR", "a directory that nettrim trim wrote", got))
+
+
 def is_onnx(directory: Path) -> bool:
     """Whether a directory holds a trimmed ONNX file."""
     return (directory / saving.INDEX).is_file() and (directory / MODEL).is_file()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError when it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        got = f"{str(path)!r} ({error.strerror})"
+        raise InputError(should("--output", "a file that can be written", got, "Choose another place.")) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nettrim.cli import demo, evaluate, trim, verify
+from nettrim.cli import bench, demo, evaluate, shrink, trim, verify
 from nettrim.cli.group import Group
 from nettrim.version import __version__
 
@@ -49,3 +49,5 @@ app.command("demo")(demo.command)
 app.command("trim")(trim.command)
 app.command("eval")(evaluate.command)
 app.command("verify")(verify.command)
+app.command("shrink")(shrink.command)
+app.command("bench")(bench.command)

@@ -10,7 +10,7 @@ from nettrim.cli import screen
 from nettrim.cli.group import CHECK_FAILED
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Data, Directory, Trust, Weights
-from nettrim.cli.output import is_onnx
+from nettrim.cli.output import check_directory, is_onnx
 from nettrim.data import load_data
 from nettrim.errors import InputError, should
 from nettrim.verifying import VerifyReport
@@ -43,8 +43,7 @@ def command(
 
       nettrim verify trimmed --data calibration.npz --model mynets:lenet --weights lenet.safetensors
     """
-    if not directory.is_dir():
-        raise InputError(should("DIR", "a directory that nettrim trim wrote", repr(str(directory))))
+    check_directory(directory)
     inputs = load_data(data).inputs
     found: VerifyReport
     if is_onnx(directory):
