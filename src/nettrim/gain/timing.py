@@ -27,6 +27,11 @@ class Timing:
         return float(np.median(self.seconds))
 
     @property
+    def fastest(self) -> float:
+        """The least disturbed one, in seconds: what else runs on a machine only adds to a time."""
+        return float(self.seconds.min())
+
+    @property
     def spread(self) -> tuple[float, float]:
         """The quartiles, in seconds."""
         low, high = np.percentile(self.seconds, _QUARTILES)
