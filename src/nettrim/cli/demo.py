@@ -74,7 +74,7 @@ def show(found: demo.Demo, output: Path, page: Path) -> None:
         if number == 2:
             _say(
                 "Each layer keeps the sparsest weights whose responses move by at most epsilon "
-                f"({found.settings.shown:g} of their norm); gap is the distance, proved, from the best penalty there is."
+                f"({found.settings.shown:g} of their norm); gap is the proved distance from the best penalty there is."
             )
         screen.show_report(trimmed.report)
     _heading("4. What a theorem promises, what was measured")
