@@ -38,12 +38,15 @@ def judge(seed: int, tolerance: float, most: int) -> tuple[str, str, float]:
         return "crash", f"{case.name}: {type(error).__name__}: {error}", time.perf_counter() - began
     seconds = time.perf_counter() - began
     status = collections.Counter(state.name for state in solution.status)
-    note = f"{case.name}: {dict(status)}, gap {solution.certificate.gap:.2e}, violation {solution.certificate.violation:.2e}"
+    told = solution.certificate
+    note = f"{case.name}: {dict(status)}, gap {told.gap:.2e}, violation {told.violation:.2e}"
     certificate = certify(case.program, solution.weight, solution.dual)
     infeasible = [state is solvers.Status.INFEASIBLE for state in solution.status]
     coupled = case.program.penalty.couples_rows
     exact = case.program.epsilon is not None and bool((case.program.epsilon == 0).any())
-    allowed = 1e-6 if exact and case.program.inputs.dtype == torch.float32 else 1e-9  # a float32 weight meets no equation
+    allowed = (
+        1e-6 if exact and case.program.inputs.dtype == torch.float32 else 1e-9
+    )  # a float32 weight meets no equation
     for row, state in enumerate(solution.status):
         group = int(case.program.groups[row])
         gap = certificate.gap if coupled else float(certificate.group_gap[group])
@@ -57,7 +60,11 @@ def judge(seed: int, tolerance: float, most: int) -> tuple[str, str, float]:
     if case.feasible and any(infeasible):
         return "false proof", note, seconds
     if case.feasible is False:
-        return ("fine" if all(infeasible) or (case.program.group_count > 1 and any(infeasible)) else "no proof"), note, seconds
+        return (
+            ("fine" if all(infeasible) or (case.program.group_count > 1 and any(infeasible)) else "no proof"),
+            note,
+            seconds,
+        )
     if case.feasible and not all(state.feasible for state in solution.status):
         return "violated", note, seconds
     if case.feasible and not solution.certified:

@@ -114,7 +114,9 @@ def test_wrong_answers_fail(name: str, constraint: str, kind: str) -> None:
         assert not certify(program, 0.9 * weight, dual).holds(1e-4, 1e-6), "too small a weight is infeasible"
     assert not certify(program, 1.5 * weight, dual).holds(1e-4, 1e-6), "too large a one is not optimal, or infeasible"
     noise = torch.randn(*dual.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    assert not certify(program, weight, dual + 0.3 * dual.abs().max() * noise).holds(1e-4, 1e-6), "corrupted multipliers"
+    assert not certify(program, weight, dual + 0.3 * dual.abs().max() * noise).holds(1e-4, 1e-6), (
+        "corrupted multipliers"
+    )
     assert not certify(program, weight).holds(1e-4), "no multipliers"
     assert certify(program, weight).bound == 0
 

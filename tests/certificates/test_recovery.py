@@ -69,7 +69,9 @@ def test_the_best_certificate_holds_exactly_where_the_program_recovers() -> None
 
 def test_the_best_is_at_least_as_good_as_least_norm() -> None:
     inputs, weight = gaussian(60, 30, 4, 3)
-    assert find_dual_certificate(inputs, weight).margin_weights >= dual_certificate(inputs, weight).margin_weights - 1e-9
+    assert (
+        find_dual_certificate(inputs, weight).margin_weights >= dual_certificate(inputs, weight).margin_weights - 1e-9
+    )
 
 
 def test_kinks_need_a_negative_multiplier() -> None:

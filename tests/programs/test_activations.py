@@ -16,7 +16,9 @@ NAMES = (*ACTIVATIONS, "leaky_relu:0.3", "prelu:1.0", "hardtanh:-2:0.5")
 def pre_activations(count: int = 2000) -> torch.Tensor:
     """Ordinary, tiny, large, and at the knees."""
     z = torch.randn(count, dtype=torch.float64) * torch.logspace(-3, 1.3, count, dtype=torch.float64)
-    return torch.cat([z, torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, -2.0, 0.5, 1e-12, -1e-12], dtype=torch.float64)])
+    return torch.cat(
+        [z, torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, -2.0, 0.5, 1e-12, -1e-12], dtype=torch.float64)]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,9 @@ from torch import Tensor
 from nettrim.errors import InputError
 from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm, Penalty
 
-COSTS = torch.tensor([[0.0, 1.0, 2.0, 0.5, 1.0], [1.0, 1.0, 3.0, 0.0, 0.1], [1.0, 1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+COSTS = torch.tensor(
+    [[0.0, 1.0, 2.0, 0.5, 1.0], [1.0, 1.0, 3.0, 0.0, 0.1], [1.0, 1.0, 1.0, 1.0, 1.0]], dtype=torch.float64
+)
 LAST_FREE = torch.tensor([False, False, False, False, True])
 ALL = {
     "l1": L1(),
@@ -45,7 +47,9 @@ def stated(penalty: Penalty, u, shape: tuple[int, int]):
     if isinstance(penalty, L1 | ElasticNet):
         costs = torch.as_tensor(penalty.costs, dtype=torch.float64).expand(shape).numpy()
         total = cp.sum(cp.multiply(costs, cp.abs(u)))
-        return total + (penalty.ridge / 2 * cp.sum(cp.multiply(costs, cp.square(u))) if isinstance(penalty, ElasticNet) else 0)
+        return total + (
+            penalty.ridge / 2 * cp.sum(cp.multiply(costs, cp.square(u))) if isinstance(penalty, ElasticNet) else 0
+        )
     part = cp.multiply(kept, u)
     return {
         L1Frobenius: lambda: cp.sum(cp.abs(part)) + getattr(penalty, "frobenius", 0) * cp.norm(part, "fro"),
@@ -67,7 +71,9 @@ def without_free(penalty: Penalty, array: Tensor) -> Tensor:
 @each
 def test_value_matches_cvxpy(penalty: Penalty) -> None:
     weight = torch.randn(3, 5, dtype=torch.float64)
-    assert float(penalty.value(weight).sum()) == pytest.approx(float(stated(penalty, cp.Constant(weight.numpy()), (3, 5)).value))
+    assert float(penalty.value(weight).sum()) == pytest.approx(
+        float(stated(penalty, cp.Constant(weight.numpy()), (3, 5)).value)
+    )
     assert not penalty.value(torch.zeros(3, 5)).any()
 
 
@@ -90,7 +96,7 @@ def test_prox_matches_cvxpy(penalty: Penalty, step: float) -> None:
 
 @each
 def test_prox_is_optimal(penalty: Penalty) -> None:
-    """Moreau: t = (w - prox w) / step is a subgradient at the prox: penalty(u) + penalty*(t) = <t, u>, t in the domain."""
+    """Moreau: t = (w - prox w) / step is a subgradient there: penalty(u) + penalty*(t) = <t, u>, t in the domain."""
     for scale in (1e-6, 1.0, 1e6):
         weight = scale * torch.randn(3, 5, dtype=torch.float64)
         step = 0.4 * (scale if penalty.is_norm else 1.0)
@@ -120,7 +126,9 @@ def test_gauge_is_the_smallest_scale(penalty: Penalty) -> None:
     rows = [None] if penalty.couples_rows else range(3)
     for row in rows:
         part = t if row is None else torch.zeros_like(t).index_copy(0, torch.tensor([row]), t[row : row + 1])
-        problem = cp.Problem(cp.Maximize(cp.sum(cp.multiply(part.numpy(), u))), [stated(penalty, u, (3, 5)) <= 1, cp.abs(u) <= 1e3])
+        problem = cp.Problem(
+            cp.Maximize(cp.sum(cp.multiply(part.numpy(), u))), [stated(penalty, u, (3, 5)) <= 1, cp.abs(u) <= 1e3]
+        )
         problem.solve(solver="CLARABEL")
         free = penalty.free((3, 5))
         assert free is None or not part[free].any()
@@ -158,7 +166,9 @@ def test_rows_and_columns(penalty: Penalty) -> None:
     columns, rows = torch.tensor([4, 0, 2]), torch.tensor([2, 0])
     inside = torch.zeros_like(weight)
     inside[:, columns] = weight[:, columns]
-    assert float(penalty.columns(columns).value(weight[:, columns]).sum()) == pytest.approx(float(penalty.value(inside).sum()))
+    assert float(penalty.columns(columns).value(weight[:, columns]).sum()) == pytest.approx(
+        float(penalty.value(inside).sum())
+    )
     inside = torch.zeros_like(weight)
     inside[rows] = weight[rows]
     assert float(penalty.rows(rows).value(weight[rows]).sum()) == pytest.approx(float(penalty.value(inside).sum()))
@@ -181,7 +191,9 @@ def test_free_columns_cost_nothing(penalty: Penalty) -> None:
 def test_rescaled_is_a_function_of_the_scaled_weight(penalty: Penalty) -> None:
     weight = torch.randn(3, 5, dtype=torch.float64)
     factor = 1e3
-    assert factor * float(penalty.rescaled(factor).value(weight / factor).sum()) == pytest.approx(float(penalty.value(weight).sum()))
+    assert factor * float(penalty.rescaled(factor).value(weight / factor).sum()) == pytest.approx(
+        float(penalty.value(weight).sum())
+    )
 
 
 @pytest.mark.parametrize("family", [L1, ElasticNet])

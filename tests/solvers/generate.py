@@ -11,8 +11,17 @@ from torch import Tensor
 from nettrim.programs import Program, get_activation
 from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm, Penalty
 
-INPUT_KINDS = ("gaussian", "rectified", "duplicate rows", "duplicate columns", "rank deficient", "zero inputs", "integers",
-               "bias column", "nearly dependent")
+INPUT_KINDS = (
+    "gaussian",
+    "rectified",
+    "duplicate rows",
+    "duplicate columns",
+    "rank deficient",
+    "zero inputs",
+    "integers",
+    "bias column",
+    "nearly dependent",
+)
 WEIGHT_KINDS = ("gaussian", "sparse", "dead", "all active", "zero row", "equal rows")
 ACTIVATIONS = ("relu",) * 6 + ("linear",) * 2 + ("relu6", "hardtanh", "leaky_relu", "tanh", "sigmoid", "softplus")
 OTHER_PENALTIES = (ElasticNet, L1Frobenius, MaxNorm, GroupL2Inputs, GroupL2Outputs)
@@ -96,9 +105,20 @@ def generate(
     budget = draw.pick(("layer", "neuron", draw.integer(1, 4)))
     penalty = _penalty(draw, rows, columns, l1_only)
     common = dict(constraint=constraint, slack=slack, budget=budget, penalty=penalty, offset=offset)
-    names = [f"P{samples} N{columns} M{rows}", input_kind, weight_kind, activation, constraint, f"budget {budget}",
-             type(penalty).__name__, f"slack {slack_kind}", f"offset {offset is not None}", f"x{input_scale:g}",
-             f"y{response_scale:g}", str(dtype).removeprefix("torch.")]
+    names = [
+        f"P{samples} N{columns} M{rows}",
+        input_kind,
+        weight_kind,
+        activation,
+        constraint,
+        f"budget {budget}",
+        type(penalty).__name__,
+        f"slack {slack_kind}",
+        f"offset {offset is not None}",
+        f"x{input_scale:g}",
+        f"y{response_scale:g}",
+        str(dtype).removeprefix("torch."),
+    ]
 
     if draw.chance(0.2):
         level = 10.0 ** draw.integer(-2, 3)
@@ -112,6 +132,8 @@ def generate(
     probe = Program.of(activation, seen, responses, 0.0, **common)
     relative = draw.pick((0.0, 0.001, 0.05, 0.05, 0.2, 0.2, 0.5, 1.5))
     radius = _group_distances(probe, weight)
+    if dtype == torch.float64:  # rounding is no tolerance
+        radius = torch.where(radius < 1e-12 * float(responses.norm()), 0.0, radius)
     if draw.chance(0.4) and cascade:  # as the cascade sets it: the dense weights' own distance, with or without room
         gamma = draw.pick((1.0, 1.0, 1.1, 2.0))
         epsilon, label = radius * gamma, f"gamma {gamma}"
@@ -138,7 +160,9 @@ def _infeasible(seed: int, draw: _Draw, most: int, wild: bool) -> Case:
     norms = residual.norm(dim=0) if budget == "neuron" else residual.norm()[None]
     constraint = draw.pick(("distance", "strict"))
     epsilon = draw.pick((0.0, 0.5, 0.9)) * norms
-    program = Program.relu(inputs, responses, epsilon if budget == "neuron" else float(epsilon[0]), constraint, budget=budget)
+    program = Program.relu(
+        inputs, responses, epsilon if budget == "neuron" else float(epsilon[0]), constraint, budget=budget
+    )
     return Case(seed, f"infeasible, P{samples} N{columns} M{rows}, budget {budget}, x{scale:g}", program, None, False)
 
 

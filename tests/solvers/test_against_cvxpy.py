@@ -69,20 +69,31 @@ def test_how_much_is_allowed(constraint: str, relative: float) -> None:
 def test_penalties(penalty: str, kind: str, constraint: str) -> None:
     inputs, _, responses = layer(30, 10, 4, seed=5)
     size = 0.2 * float(responses.norm())
-    how = {"epsilon": {"epsilon": size}, "clusters": {"epsilon": size, "budget": 2}, "regularization": {"regularization": 0.3}}
+    how = {
+        "epsilon": {"epsilon": size},
+        "clusters": {"epsilon": size, "budget": 2},
+        "regularization": {"regularization": 0.3},
+    }
     program = Program.relu(inputs, responses, constraint=constraint, penalty=PENALTIES[penalty], **how[kind])
     assert_agrees(program, solve(program, 1e-6))
 
 
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
-@pytest.mark.parametrize("activation", ["linear", "relu6", "hardtanh", "hardsigmoid", "leaky_relu", "prelu", "tanh", "softplus"])
+@pytest.mark.parametrize(
+    "activation", ["linear", "relu6", "hardtanh", "hardsigmoid", "leaky_relu", "prelu", "tanh", "softplus"]
+)
 def test_activations(activation: str, constraint: str) -> None:
     inputs, weight, _ = layer(40, 12, 3, seed=7)
     from_weight = 1.5 * inputs @ weight.T
     apply = {
-        "linear": lambda z: z, "relu6": lambda z: z.clamp(0, 6), "hardtanh": lambda z: z.clamp(-1, 1),
-        "hardsigmoid": lambda z: (z / 6 + 0.5).clamp(0, 1), "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
-        "prelu": lambda z: torch.where(z > 0, z, 0.25 * z), "tanh": torch.tanh, "softplus": torch.nn.functional.softplus,
+        "linear": lambda z: z,
+        "relu6": lambda z: z.clamp(0, 6),
+        "hardtanh": lambda z: z.clamp(-1, 1),
+        "hardsigmoid": lambda z: (z / 6 + 0.5).clamp(0, 1),
+        "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
+        "prelu": lambda z: torch.where(z > 0, z, 0.25 * z),
+        "tanh": torch.tanh,
+        "softplus": torch.nn.functional.softplus,
     }
     responses = apply[activation](from_weight)
     program = Program.of(activation, inputs, responses, 0.1 * float(from_weight.norm()), constraint)
@@ -90,7 +101,9 @@ def test_activations(activation: str, constraint: str) -> None:
 
 
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
-@pytest.mark.parametrize("costs", ["free column", "two free columns", "forbidden", "reweighted", "by entry", "free entries"])
+@pytest.mark.parametrize(
+    "costs", ["free column", "two free columns", "forbidden", "reweighted", "by entry", "free entries"]
+)
 def test_costs(costs: str, constraint: str) -> None:
     inputs, _, _ = layer(40, 10, 3, seed=9)
     inputs[:, 0] = 1.0
@@ -169,9 +182,13 @@ def test_scales(constraint: str, input_scale: float, response_scale: float) -> N
     inputs, _, responses = layer(40, 12, 3, seed=21)
     epsilon = 0.15 * float(responses.norm())
     base = solve(Program.relu(inputs, responses, epsilon, constraint), 1e-6)
-    scaled = solve(Program.relu(inputs * input_scale, responses * response_scale, epsilon * response_scale, constraint), 1e-6)
+    scaled = solve(
+        Program.relu(inputs * input_scale, responses * response_scale, epsilon * response_scale, constraint), 1e-6
+    )
     assert scaled.certified
-    assert scaled.certificate.objective * input_scale / response_scale == pytest.approx(base.certificate.objective, rel=2e-6)
+    assert scaled.certificate.objective * input_scale / response_scale == pytest.approx(
+        base.certificate.objective, rel=2e-6
+    )
     torch.testing.assert_close(scaled.weight * input_scale / response_scale, base.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -209,7 +226,9 @@ def test_dead_and_zero() -> None:
     responses = torch.relu(inputs @ weight.T)
     for constraint in ("distance", "strict"):
         for budget in ("neuron", "layer"):
-            solution = solve(Program.relu(inputs, responses, 0.05 * float(responses.norm()), constraint, budget=budget), 1e-6)
+            solution = solve(
+                Program.relu(inputs, responses, 0.05 * float(responses.norm()), constraint, budget=budget), 1e-6
+            )
             assert solution.certified
             assert solution.status[1] is Status.ZERO
             assert not solution.weight[1].any()
@@ -232,7 +251,9 @@ def test_infeasible_is_proved(share: float, budget: str, constraint: str) -> Non
     inputs, responses = normal(40, 10, seed=31), normal(40, 3, seed=32).abs() + 0.1
     residual = responses - inputs @ torch.linalg.lstsq(inputs, responses).solution
     radius = share * (residual.norm(dim=0) if budget == "neuron" else residual.norm())
-    program = Program.relu(inputs, responses, radius if budget == "neuron" else float(radius), constraint, budget=budget)
+    program = Program.relu(
+        inputs, responses, radius if budget == "neuron" else float(radius), constraint, budget=budget
+    )
     solution = solve(program)
     assert set(solution.status) == {Status.INFEASIBLE}
     assert not solution.certified
@@ -258,7 +279,8 @@ def check_case(case: Case, tolerance: float) -> None:
     coupled = program.penalty.couples_rows
     exact = program.epsilon is not None and bool((program.epsilon == 0).any())
     allowed = 1e-6 if exact and program.inputs.dtype == torch.float32 else 1e-9  # a float32 weight meets no equation
-    told = f"{case.name}: {[status.name for status in solution.status]}, gap {certificate.gap:.1e}, {certificate.violation:.1e}"
+    names = [status.name for status in solution.status]
+    told = f"{case.name}: {names}, gap {certificate.gap:.1e}, violation {certificate.violation:.1e}"
     for row, status in enumerate(solution.status):
         group = int(program.groups[row])
         gap = certificate.gap if coupled else float(certificate.group_gap[group])

@@ -26,12 +26,18 @@ def data() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["epsilon", "neuron", "regularization"])
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
 @pytest.mark.parametrize(
-    "penalty", [L1(), ElasticNet(ridge=2.0), L1Frobenius(), MaxNorm(), GroupL2Inputs(), GroupL2Outputs()], ids=lambda p: type(p).__name__
+    "penalty",
+    [L1(), ElasticNet(ridge=2.0), L1Frobenius(), MaxNorm(), GroupL2Inputs(), GroupL2Outputs()],
+    ids=lambda p: type(p).__name__,
 )
 def test_its_multipliers_certify_it(data: tuple[Tensor, Tensor], penalty, constraint: str, kind: str) -> None:
     inputs, responses = data
     size = 0.2 * float(responses.norm())
-    how = {"epsilon": {"epsilon": size}, "neuron": {"epsilon": size, "budget": "neuron"}, "regularization": {"regularization": 0.5}}
+    how = {
+        "epsilon": {"epsilon": size},
+        "neuron": {"epsilon": size, "budget": "neuron"},
+        "regularization": {"regularization": 0.5},
+    }
     program = Program.relu(inputs, responses, constraint=constraint, penalty=penalty, **how[kind])
     solution = solve(program, 1e-5, solver=Cvxpy())
     assert solution.certified
@@ -60,7 +66,9 @@ def test_qp_agrees_with_the_direct_form(activation: str) -> None:
     product = 3 * inputs @ torch.randn(8, 3, dtype=torch.float64)
     responses = {"linear": product, "relu": product.clamp(min=0), "relu6": product.clamp(0, 6)}[activation]
     costs = torch.tensor([1.0, 2, 3, 1, 1, 1, 0.5, math.inf], dtype=torch.float64)
-    program = Program.of(activation, inputs, responses, constraint="strict", penalty=L1(costs=costs), regularization=0.1)
+    program = Program.of(
+        activation, inputs, responses, constraint="strict", penalty=L1(costs=costs), regularization=0.1
+    )
     direct, form = (solve(program, 1e-4, solver=Cvxpy(form=name)) for name in ("direct", "qp"))
     assert form.certified and direct.certified
     assert form.certificate.objective == pytest.approx(direct.certificate.objective, rel=1e-5)
@@ -93,7 +101,9 @@ def test_the_papers_matrices() -> None:
         torch.testing.assert_close(form.P, X[:, ~on].T)
         torch.testing.assert_close(form.c, slack[~on, m])
         tilde = form.tilde()
-        torch.testing.assert_close(tilde.quadratic, torch.cat([torch.cat([form.Q, -form.Q], 1), torch.cat([-form.Q, form.Q], 1)]))
+        torch.testing.assert_close(
+            tilde.quadratic, torch.cat([torch.cat([form.Q, -form.Q], 1), torch.cat([-form.Q, form.Q], 1)])
+        )
         torch.testing.assert_close(tilde.linear, 1 + 2 * torch.cat([form.q, -form.q]))
         torch.testing.assert_close(tilde.rows, torch.cat([form.P, -form.P], 1))
     joint = qcqp_of(Program.relu(inputs, responses, 0.5, constraint="strict", slack=slack))

@@ -25,7 +25,9 @@ def test_certified(activation: str, constraint: str, scale: float) -> None:
     inputs = torch.randn(25, 15, dtype=torch.float64)
     product = 3 * inputs @ torch.randn(15, 4, dtype=torch.float64)
     responses = {
-        "relu": product.clamp(min=0), "linear": product, "relu6": product.clamp(0, 6),
+        "relu": product.clamp(min=0),
+        "linear": product,
+        "relu6": product.clamp(0, 6),
         "leaky_relu": torch.where(product > 0, product, 0.01 * product),
     }[activation]
     program = Program.of(activation, inputs * scale, responses, 0.0, constraint)

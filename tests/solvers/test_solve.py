@@ -100,7 +100,9 @@ def test_the_certificate_is_that_of_the_answer() -> None:
         solution = solve(program(constraint))
         again = certify(program(constraint), solution.weight, solution.dual)
         assert (again.objective, again.bound, again.violation) == (
-            solution.certificate.objective, solution.certificate.bound, solution.certificate.violation
+            solution.certificate.objective,
+            solution.certificate.bound,
+            solution.certificate.violation,
         )
 
 

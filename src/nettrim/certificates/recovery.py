@@ -5,9 +5,9 @@ pre-activations of samples where y = 0,
 
     min |w|_1  subject to  X~ [w; s] = y,     X~ = [[X_on, 0], [X_off, -I]]                      (N eq. 9)
 
-and w* is its unique solution if some Lambda = X~' nu has Lambda = sign(w*) on the support, |Lambda| < 1 off it, zero where
-s* < 0 and > 0 where s* = 0 (N eq. 10), and the columns of X~ on the support of [w*; s*] are independent. In terms of nu:
-X' nu = Lambda, nu = 0 on samples with pre-activation < 0, nu < 0 on kinks (pre-activation 0).
+and w* is its unique solution if some Lambda = X~' nu has Lambda = sign(w*) on the support, |Lambda| < 1 off it, zero
+where s* < 0 and > 0 where s* = 0 (N eq. 10), and the columns of X~ on the support of [w*; s*] are independent. In terms
+of nu: X' nu = Lambda, nu = 0 on samples with pre-activation < 0, nu < 0 on kinks (pre-activation 0).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _ROUNDING = 1e-9  # relative: what counts as zero in float64 products of the dat
 class RecoveryCertificate:
     """Whether multipliers prove that a weight is the only solution of N eq. 8.
 
-    `margin_weights` is 1 - max |Lambda| off the support, `margin_slack` the smallest -nu on kinks relative to the largest
-    |nu|; both should be positive (infinite where nothing is asked). `mismatch` is how far Lambda is from the
-    signs on the support, and nu from zero or the right sign elsewhere, relative.
+    `margin_weights` is 1 - max |Lambda| off the support, `margin_slack` the smallest -nu on kinks relative to the
+    largest |nu|; both should be positive (infinite where nothing is asked). `mismatch` is how far Lambda is from the
+    signs on the support, and nu from zero where the unit is off, relative.
     """
 
     multipliers: Tensor  # (samples,) nu
@@ -104,8 +104,9 @@ def split_samples(inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def samples_for_recovery(support: int, features: int, mu: float = 2.0, paper: str = "N") -> int:
     """How many Gaussian samples make recovery of a neuron with `support` weights likely.
 
-    N Theorem 3: P = (11 s + 7) mu log N; A Theorem 3: P = (6 s + 1) mu log N; probability at least 1 - N^(1 - mu) (A prints
-    N^(mu - 1), which for mu > 1 is no probability). Raises InputError for mu <= 1 or a support larger than the features.
+    N Theorem 3: P = (11 s + 7) mu log N; A Theorem 3: P = (6 s + 1) mu log N; probability at least 1 - N^(1 - mu)
+    (A prints N^(mu - 1), which for mu > 1 is no probability).
+    Raises InputError for mu <= 1 or a support larger than the features.
     """
     if not 0 <= support <= features:
         raise InputError(should("support", f"between 0 and the {features} features", repr(support)))
@@ -117,8 +118,8 @@ def samples_for_recovery(support: int, features: int, mu: float = 2.0, paper: st
 def recovery_probability(supports: list[int] | int, features: int, samples: int, paper: str = "N") -> float:
     """What the theorem promises for `samples` Gaussian samples: at least this probability, 0 if nothing.
 
-    One support: N and A Theorem 3 with the largest mu that `samples` allow. Several (one a neuron): the union over neurons,
-    as in N Corollary 1, each with its own mu.
+    One support: N and A Theorem 3 with the largest mu that `samples` allow. Several (one a neuron): the union over
+    neurons, as in N Corollary 1, each with its own mu.
     """
     failure = 0.0
     for support in [supports] if isinstance(supports, int) else supports:

@@ -1,7 +1,7 @@
 """A general convex solver through CVXPY (extra `solvers`): the reference, and a choice for small programs.
 
 The program is stated either as it is (`form="direct"`) or in the papers' standard forms (`form="qp"`, N eq. 14;
-`form="qcqp"`, A eq. 28). The solver's multipliers become the r of our certificate, so its answer is judged like any other.
+`form="qcqp"`, A eq. 28). The solver's multipliers become the r of our certificate: its answer is judged like any other.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _precision(name: str, tolerance: float) -> dict[str, Any]:
 
 
 def _blocks(program: Program) -> list[Tensor]:
-    """Rows that must be solved together: a budget group, a single row if regularised, all if the penalty couples them."""
+    """Rows to be solved together: a budget group, a single row if regularised, all if the penalty couples them."""
     rows = torch.arange(program.shape[0])
     if program.penalty.couples_rows:
         return [rows]
@@ -180,9 +180,7 @@ def _direct(problem: Problem, form: Form, margin: float) -> _Statement:
             )
         else:
             for group in range(problem.group_count):
-                parts = [
-                    e[row, np.flatnonzero(soft[row])] for row in outside if int(problem.groups[row]) == group
-                ]
+                parts = [e[row, np.flatnonzero(soft[row])] for row in outside if int(problem.groups[row]) == group]
                 radius = float(_epsilon(problem)[group])
                 if parts and radius > 0:
                     constraints.append(cp.norm(cp.hstack(parts), 2) <= radius * (1 - margin))
@@ -270,7 +268,9 @@ def _penalty(problem: Problem, u: Any) -> Any:
 
 
 def _fixed(problem: Problem, u: Any) -> list[Any]:
-    forbidden = np.isinf(_costs(problem)) if isinstance(problem.penalty, L1 | ElasticNet) else np.zeros(u.shape, dtype=bool)
+    forbidden = (
+        np.isinf(_costs(problem)) if isinstance(problem.penalty, L1 | ElasticNet) else np.zeros(u.shape, dtype=bool)
+    )
     return [u[np.nonzero(forbidden)] == 0] if forbidden.any() else []
 
 
@@ -299,7 +299,9 @@ def _standard(problem: Problem, form: Form, margin: float) -> _Statement:
         if isinstance(block, QP):
             objective = objective + quadratic
         else:
-            ball = quadratic + 2 * tilde.ball.numpy() @ x <= block.room - 100 * margin * float(_epsilon(problem)[0]) ** 2
+            ball = (
+                quadratic + 2 * tilde.ball.numpy() @ x <= block.room - 100 * margin * float(_epsilon(problem)[0]) ** 2
+            )
             constraints.append(ball)
         sides = tilde.rows.numpy() @ x <= tilde.bounds.numpy() - margin if len(tilde.bounds) else None
         if sides is not None:

@@ -1,7 +1,7 @@
-"""Linear programs through SciPy's HiGHS (extra `solvers`): eps = 0 (N eq. 8), and the dual certificate of exact recovery.
+"""Linear programs through SciPy's HiGHS (extra `solvers`): eps = 0 (N eq. 8), and the certificate of exact recovery.
 
-With epsilon 0 distance and strict ask the same: lower <= X u <= upper, where ADMM recovers a sparse weight less often than
-a simplex method. The multipliers of the constraints are the r of our certificate.
+With epsilon 0 distance and strict ask the same: lower <= X u <= upper, where ADMM recovers a sparse weight less often
+than a simplex method. The multipliers of the constraints are the r of our certificate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
-    """What `solve_lp` found; rows that are not `feasible` have zero weights, and multipliers that prove infeasibility."""
+    """What `solve_lp` found; rows that are not `feasible` have zero weights and multipliers that prove it."""
 
     weight: Tensor  # (out, in) float64
     dual: Tensor  # (samples, out) float64
@@ -97,7 +97,12 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
         rows = np.r_[np.c_[outside, tied], np.c_[-outside, tied], below]
         bounds = [(None, None)] * count + [(0.0, None)]
         result = _linprog(
-            objective, rows if len(rows) else None, limits if len(rows) else None, equal, np.sign(weight[support].numpy()), bounds
+            objective,
+            rows if len(rows) else None,
+            limits if len(rows) else None,
+            equal,
+            np.sign(weight[support].numpy()),
+            bounds,
         )
         if result.status == 0:
             multipliers[used] = torch.as_tensor(result.x[:-1]) / scale
@@ -143,7 +148,9 @@ def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[T
     return u, r, found
 
 
-def _least_violation(x: np.ndarray, points: np.ndarray, upper: np.ndarray, sides: np.ndarray, limits: np.ndarray) -> Any:
+def _least_violation(
+    x: np.ndarray, points: np.ndarray, upper: np.ndarray, sides: np.ndarray, limits: np.ndarray
+) -> Any:
     """Phase one: the least l1 norm of violations; its multipliers have X'r = 0 and prove infeasibility."""
     size, p, s = x.shape[1], len(points), len(sides)
     objective = np.r_[np.zeros(size), np.ones(2 * p + s)]
@@ -153,7 +160,9 @@ def _least_violation(x: np.ndarray, points: np.ndarray, upper: np.ndarray, sides
     return _linprog(objective, inequal, limits if s else None, equal, upper[points] if p else None, bounds)
 
 
-def _refine(u: Tensor, x: np.ndarray, points: np.ndarray, sides: np.ndarray, limits: np.ndarray, upper: np.ndarray) -> Tensor:
+def _refine(
+    u: Tensor, x: np.ndarray, points: np.ndarray, sides: np.ndarray, limits: np.ndarray, upper: np.ndarray
+) -> Tensor:
     """The vertex again, from the equations it satisfies, to the last digits."""
     support = u.nonzero()[:, 0]
     if not len(support):
@@ -173,8 +182,12 @@ def _refine(u: Tensor, x: np.ndarray, points: np.ndarray, sides: np.ndarray, lim
 
 
 def _linprog(
-    objective: np.ndarray, rows: np.ndarray | None, limits: np.ndarray | None,
-    equal: np.ndarray | None, target: np.ndarray | None, bounds: Any,
+    objective: np.ndarray,
+    rows: np.ndarray | None,
+    limits: np.ndarray | None,
+    equal: np.ndarray | None,
+    target: np.ndarray | None,
+    bounds: Any,
 ) -> Any:
     try:
         from scipy.optimize import linprog  # noqa: PLC0415  # an extra

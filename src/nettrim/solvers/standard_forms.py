@@ -1,9 +1,9 @@
 """The papers' standard forms, written out: the quadratic program of one neuron (N eq. 12-14) and the quadratically
 constrained one of a layer or budget group (A eq. 25-28).
 
-Both state the strict constraint, whose squared distance is one quadratic. In the papers' letters P_m u <= c_m are the hard
-entries, Q_m and q_m the quadratic of the others, and u = [I, -I] u~ with u~ = [u+; -u-] >= 0. Entry costs and lower
-bounds (as a clipped activation has) are the only additions.
+Both state the strict constraint, whose squared distance is one quadratic. In the papers' letters P_m u <= c_m are the
+hard entries, Q_m and q_m the quadratic of the others, and u = [I, -I] u~ with u~ = [u+; -u-] >= 0. Entry costs and
+lower bounds (as a clipped activation has) are the only additions.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def qp_of(program: Program, row: int) -> QP:
 def qcqp_of(program: Program) -> QCQP:
     """The quadratically constrained program of one budget group (A eq. 24 as 25): all rows of `program` together.
 
-    Raises InputError for a penalty other than L1, a program without `epsilon` or with several groups, or one that counts
-    half-lines.
+    Raises InputError for a penalty other than L1, a program without `epsilon` or with several groups, or one that
+    counts half-lines.
     """
     if program.epsilon is None:
         raise InputError(should("epsilon", "given for form 'qcqp'", "a regularization", "Use form 'qp' or 'direct'."))
@@ -137,7 +137,9 @@ def _matrices(program: Program, factor: float) -> tuple[dict[str, Tensor], float
     lower, upper = program.lower.to(torch.float64), program.upper.to(torch.float64)
     soft = lower == upper
     if not isinstance(program.penalty, L1):
-        raise InputError(should("penalty", "L1 for a standard form", type(program.penalty).__name__, "Use form 'direct'."))
+        raise InputError(
+            should("penalty", "L1 for a standard form", type(program.penalty).__name__, "Use form 'direct'.")
+        )
     if program.constraint == "distance" and not bool(soft.all()):
         cure = "Use form 'direct', which states every program."
         raise InputError(should("constraint", "'strict' for a standard form of this activation", "'distance'", cure))
@@ -164,7 +166,15 @@ def _matrices(program: Program, factor: float) -> tuple[dict[str, Tensor], float
             c.append(sign * bound[samples])
             sides.append(torch.stack([samples, torch.full_like(samples, row), torch.full_like(samples, sign)], dim=1))
     shared = {
-        "Q": Q, "q": q, "P": torch.cat(P), "c": torch.cat(c), "costs": costs[kept], "kept": kept,
-        "soft": soft, "sides": torch.cat(sides), "inputs": inputs, "targets": torch.where(soft, lower, 0.0),
+        "Q": Q,
+        "q": q,
+        "P": torch.cat(P),
+        "c": torch.cat(c),
+        "costs": costs[kept],
+        "kept": kept,
+        "soft": soft,
+        "sides": torch.cat(sides),
+        "inputs": inputs,
+        "targets": torch.where(soft, lower, 0.0),
     }
     return shared, float((lower[soft] ** 2).sum())
