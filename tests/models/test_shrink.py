@@ -38,8 +38,10 @@ def check(model: nn.Module, shape: tuple[int, ...], *, smaller: bool = True) -> 
     assert found.summary.parameters_after == sum(p.numel() for p in found.module.parameters())
     for size in (5, 1):
         assert difference(found.module, model, torch.randn(size, *shape).double()) <= 1e-12
-        single, shrunk = copy.deepcopy(model).float(), copy.deepcopy(found.module).float()
-        assert difference(shrunk, single, torch.randn(size, *shape)) <= 1e-5
+        single = copy.deepcopy(model).float()
+        shrunk = shrink(single, torch.randn(5, *shape))
+        assert shrunk.summary == found.summary
+        assert difference(shrunk.module, single, torch.randn(size, *shape)) <= 1e-5
     again = load_shrunk(model, load(save(state_of(found.module))), json.loads(json.dumps(found.plan)))
     inputs = torch.randn(5, *shape).double()
     assert torch.equal(again.eval()(inputs), found.module.eval()(inputs))
@@ -405,12 +407,20 @@ def test_the_callers_model_stays_as_it_is() -> None:
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in found.module.parameters()}
 
 
-def test_half_precision() -> None:
-    model = mlp(6, 5, 2).to(torch.bfloat16)
-    kill(model[0], 0, -1.0)
-    found = shrink(model, torch.randn(3, 6))
-    assert found.summary.changed
-    assert {p.dtype for p in found.module.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_single_and_half_precision(dtype: torch.dtype) -> None:
+    """Folded constants are rounded to the weights' precision, which must not look like a mistake."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = mlp(6, 5, 2).to(dtype)
+        kill(model[0], 0, -1.0)
+        kill(model[0], [1, 2], 0.3)
+        found = shrink(model, torch.randn(3, 6))
+        assert found.summary.layers[0].after == (2, 6) and not found.summary.note
+        assert {p.dtype for p in found.module.parameters()} == {dtype}
+        inputs = torch.randn(7, 6, dtype=dtype)
+        tolerance = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
+        assert (found.module(inputs) - model(inputs)).abs().max() <= tolerance * model(inputs).abs().max()
 
 
 def test_a_wrong_shrink_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,25 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"\x80pickle")
     with pytest.raises(ModelError):
         shrink_onnx(tmp_path / "no.onnx")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_masks_on_random_chains(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    np.random.seed(seed)
+    sizes = random.integers(2, 9, size=random.integers(3, 6))
+    nodes, tensors, value = [], {}, "x"
+    for index, (one, other) in enumerate(itertools.pairwise(sizes.tolist())):
+        kept = random.random((one, other)) < random.choice([0.0, 0.15, 0.4])
+        tensors[f"w{index}"] = normal(one, other) * kept
+        tensors[f"b{index}"] = normal(other)
+        nodes.append(helper.make_node("MatMul", [value, f"w{index}"], [f"m{index}"]))
+        nodes.append(helper.make_node("Add", [f"m{index}", f"b{index}"], [f"h{index}"]))
+        value = "y" if index == len(sizes) - 2 else f"a{index}"
+        nodes.append(helper.make_node(str(random.choice(["Relu", "Tanh", "LeakyRelu", "Elu"])), [f"h{index}"], [value]))
+    model = graph(nodes, tensors, ["n", int(sizes[0])])
+    found = shrink_onnx(model, normal(3, int(sizes[0])))
+    assert not found.summary.note
+    inputs = normal(5, int(sizes[0]))
+    wanted = run(model, inputs)
+    assert np.abs(run(found.model, inputs) - wanted).max() <= 1e-5 * (1 + np.abs(wanted).max())
