@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from nettrim.blocks import LayerWork
+from nettrim.blocks.identity import identity
+from nettrim.checkpoint import Checkpoint
 from nettrim.errors import ModelError, RecipeError, should
 from nettrim.executors.base import Executor
 from nettrim.executors.local import LocalExecutor
-from nettrim.layerwise import LayerOutcome, trim_layer
+from nettrim.layerwise import LayerOutcome
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.programs.penalties import Penalty
 from nettrim.progress import progress_listener
@@ -69,6 +71,7 @@ def trim(
     holdout: Any = None,
     tolerance: float = 1e-4,
     executor: Executor | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: bool | Listener = True,
@@ -79,7 +82,8 @@ def trim(
     model: a torch.nn.Module; it is not changed. data: a tensor (samples, ...) or an iterable of batches.
     epsilon: tolerance of each layer, relative to the norm of its responses (absolute with relative=False).
     holdout: None (a tenth of the data from 50 samples on), a fraction, or data of its own; measured on only.
-    executor: where layers of the parallel scheme are solved; None: threads of this process.
+    executor: where layers and blocks of neurons are solved; None: threads of this process.
+    checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
     device: where programs are solved.
     progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.
     recipe: all options as one value; keyword options that are not at their defaults override it.
@@ -110,15 +114,19 @@ def trim(
     _check_model(model)
     samples = split_samples(model, data, recipe.holdout if holdout is None else holdout, recipe.seed)
     network = build_network(model, samples, recipe, device)
+    store = None
+    if checkpoint is not None:
+        store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
     with progress_listener(progress) as listener:
         outcome = trim_network(
             network,
             samples.calibration,
             samples.heldout,
             recipe,
-            partial(trim_layer, device=device),
+            LayerWork(device),
             executor or LocalExecutor(1 if _is_gpu(device) else None),
             listener,
+            store,
         )
     result = outcome.result
     if samples.note:

@@ -22,7 +22,8 @@ from nettrim.errors import DataError, should
 from nettrim.programs import Program, group_sums
 
 _CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
-_SMALL = 1e-6  # excess is measured against eps, but against no less than this share of the largest response
+_SMALL = 1e-4  # excess is measured against eps, but against no less than this share of the largest response
+_NOTHING = 1e-13  # relative size under which an epsilon, or an objective, is zero to rounding
 _ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
 
 
@@ -72,20 +73,21 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
     else:
         eps = _epsilon(program, discrepancy)
         over = discrepancy - eps
-        scale = torch.maximum(eps, _SMALL * _response_scale(program))
+        scale = _violation_scale(eps, _response_scale(program))
         violation = torch.maximum(violation, torch.where(over > 0, over / scale, 0.0))
     bound = lower_bound(program, dual) if dual is not None else torch.zeros_like(objective)
+    floor = _floor(program)
     if program.penalty.couples_rows:
         objective, bound = _total_in_first(objective), _total_in_first(bound)
     return Certificate(
         objective=float(objective.sum()),
         bound=float(bound.sum()),
-        gap=float(_gap(objective.sum(), bound.sum())),
+        gap=float(_gap(objective.sum(), bound.sum(), floor)),
         discrepancy=float(group_squares.sum().sqrt()),
         violation=float(violation.max()),
         group_objective=objective,
         group_bound=bound,
-        group_gap=_gap(objective, bound),
+        group_gap=_gap(objective, bound, floor),
         group_discrepancy=discrepancy,
         group_violation=violation,
     )
@@ -247,6 +249,10 @@ def _response_scale(program: Program) -> Tensor:
     return torch.tensor(largest or 1.0, dtype=torch.float64, device=program.inputs.device)
 
 
+def _violation_scale(eps: Tensor, response: Tensor) -> Tensor:
+    return torch.where(eps > _NOTHING * response, torch.maximum(eps, _SMALL * response), response)
+
+
 def _epsilon(program: Program, like: Tensor) -> Tensor:
     assert program.epsilon is not None
     return program.epsilon.to(like)
@@ -263,8 +269,15 @@ def _total_in_first(values: Tensor) -> Tensor:
     return spread
 
 
-def _gap(objective: Tensor, bound: Tensor) -> Tensor:
-    positive = objective > 0
+def _floor(program: Program) -> float:
+    """An objective that is zero to rounding: what rounded responses cost in the regularised form."""
+    if program.regularization is None:
+        return 0.0
+    return program.regularization * program.samples * (_NOTHING * float(_response_scale(program))) ** 2
+
+
+def _gap(objective: Tensor, bound: Tensor, floor: float) -> Tensor:
+    positive = objective > floor
     return torch.where(positive, (objective - bound) / torch.where(positive, objective, 1.0), 0.0)
 
 

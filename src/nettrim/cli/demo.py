@@ -113,11 +113,11 @@ def _bounds(found: demo.Demo) -> tuple[tuple[str, ...], list[tuple[str, ...]], t
 def _curve(found: demo.Demo) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[bool, ...]]:
     header = ("epsilon", *(f"{scheme}: {what}" for scheme in found.trims for what in ("sparsity", "accuracy")))
     points = {(p["scheme"], p["epsilon"]): p for p in next(iter(found.trims.values())).report.tradeoff}
-    rows = [("(dense)", *(cell for _ in found.trims for cell in (fmt.percent(0.0), fmt.percent(found.accuracy))))]
+    rows = []
     for epsilon in sorted({epsilon for _, epsilon in points}):
         here = [points[scheme, epsilon] for scheme in found.trims]
         cells = (cell for p in here for cell in (fmt.percent(p["sparsity"]), fmt.percent(p["accuracy"])))
-        rows.append((fmt.setting(epsilon), *cells))
+        rows.append((fmt.setting(epsilon) if epsilon else "(dense)", *cells))
     return header, rows, (True,) * len(header)
 
 

@@ -23,6 +23,10 @@ class Executor(Protocol):
         """A handle of a tensor that items may carry cheaply; a tensor itself where memory is shared already."""
         ...
 
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """function(item), with all that the executor has: for work that cannot be cut. Failures as in `map`."""
+        ...
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """(index, function(item)) in order of completion.
 

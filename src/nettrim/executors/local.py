@@ -49,6 +49,10 @@ class LocalExecutor:
         """The tensor itself: threads share memory."""
         return tensor
 
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """function(item) in the calling thread, with as many torch threads as it has."""
+        return _call(function, item, 0)
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """(index, function(item)) in order of completion; see `Executor.map`."""
         return self._inline(function, items) if self._workers == 1 else self._pooled(function, items)

@@ -5,14 +5,14 @@ The only place where results flow back: new weights enter the next capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from nettrim.blocks import Blocks
 from nettrim.layerwise import LayerOutcome, LayerTask, original_responses
 from nettrim.models.base import Layer, LayerSamples, Network
-from nettrim.recipe import Recipe
 
 _SAME = 1e-6  # inputs closer than this, relative, count as the original ones: float32 rounding leaves no less
 
@@ -22,8 +22,7 @@ def trim_cascade(
     original: Network,
     batches: Sequence[object],
     names: Sequence[str],
-    recipe: Recipe,
-    work: Callable[[LayerTask], LayerOutcome],
+    blocks: Blocks,
     done: Mapping[str, LayerOutcome],
 ) -> Iterator[LayerOutcome]:
     """Outcomes in order of execution; `network` is updated after each, `original` is only read.
@@ -38,15 +37,17 @@ def trim_cascade(
     """
     layers = {layer.name: layer for layer in original.layers}
     order = list(layers)
+    recipe = blocks.recipe
     outcomes = dict(done)
-    for name in names:
+
+    def capture(name: str) -> LayerTask:
         now = network.capture(batches, [name])[name]
         before = original.capture(batches, [name])[name]
         place = order.index(name)
         previous = outcomes.get(order[place - 1]) if place and recipe.refit else None
         unrefined = None if previous is None else _before_refit(network, previous, layers, batches, name)
         if _moved(now, before) or (unrefined is not None and _moved(unrefined, before)):
-            task = LayerTask(
+            return LayerTask(
                 layer=layers[name],
                 inputs=now.inputs,
                 responses=original_responses(layers[name], before.preactivations),
@@ -58,9 +59,11 @@ def trim_cascade(
                 before_refit=None if unrefined is None else unrefined.inputs,
                 before_refit_offset=None if unrefined is None else unrefined.offset,
             )
-        else:
-            task = LayerTask(layers[name], before.inputs, None, before.offset, recipe, "cascade")
-        outcome = outcomes[name] = work(task)
+        return LayerTask(layers[name], before.inputs, None, before.offset, recipe, "cascade")
+
+    for name in names:
+        (outcome,) = blocks.run([layers[name]], capture)
+        outcomes[name] = outcome
         network.update(name, outcome.weight, outcome.bias)
         yield outcome
 

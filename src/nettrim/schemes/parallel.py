@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from nettrim.executors.base import Executor
+from nettrim.blocks import Blocks
 from nettrim.layerwise import LayerOutcome, LayerTask
 from nettrim.models.base import Network
-from nettrim.recipe import Recipe
-
-
-def parallel_tasks(
-    network: Network, batches: Sequence[object], names: Sequence[str], recipe: Recipe
-) -> Iterator[LayerTask]:
-    """One task a layer, each captured when it is asked for, so that few layers' samples are in memory at once."""
-    layers = {layer.name: layer for layer in network.layers}
-    for name in names:
-        samples = network.capture(batches, [name])[name]
-        yield LayerTask(layers[name], samples.inputs, None, samples.offset, recipe, "parallel")
 
 
 def trim_parallel(
-    network: Network,
-    batches: Sequence[object],
-    names: Sequence[str],
-    recipe: Recipe,
-    work: Callable[[LayerTask], LayerOutcome],
-    executor: Executor,
+    network: Network, batches: Sequence[object], names: Sequence[str], blocks: Blocks
 ) -> Iterator[LayerOutcome]:
-    """Outcomes in order of completion. The network is only read: apply the outcomes when all have come."""
-    for _, outcome in executor.map(work, parallel_tasks(network, batches, names, recipe)):
-        yield outcome
+    """Outcomes in order of completion. The network is only read: apply the outcomes when all have come.
+
+    Each layer is captured when its turn comes, so that few layers' samples are in memory at once.
+    """
+    layers = {layer.name: layer for layer in network.layers}
+
+    def capture(name: str) -> LayerTask:
+        samples = network.capture(batches, [name])[name]
+        return LayerTask(layers[name], samples.inputs, None, samples.offset, blocks.recipe, "parallel")
+
+    yield from blocks.run([layers[name] for name in names], capture)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.network import Link, network_bounds, operator_norm
+from nettrim.checkpoint import Checkpoint
 from nettrim.errors import DataError, should
 from nettrim.executors.base import Executor
 from nettrim.layerwise import LayerOutcome
@@ -35,9 +36,11 @@ def trim_network(
     work: Trimmer,
     executor: Executor,
     listener: Listener,
+    store: Checkpoint | None = None,
 ) -> NetworkOutcome:
     """Trim `network` in place on the calibration batches and measure it on both.
 
+    Finished layers and blocks of neurons are kept in `store` and not solved again.
     Raises DataError when the network computes numbers that are not finite.
     """
     started = time.perf_counter()
@@ -47,7 +50,7 @@ def trim_network(
     if recipe.kappa < 1 and recipe.scheme_of(original.layers[-1].name) != "cascade":
         notes.append("kappa has no effect: it belongs to a last layer in the cascade scheme.")
     before = _outputs(original, calibration)
-    outcomes = run_schemes(network, original, calibration, recipe, work, executor, listener)
+    outcomes = run_schemes(network, original, calibration, recipe, work, executor, listener, store)
     after = _outputs(network, calibration)
     bound, reason, theorem = _bound(original, outcomes, recipe, before)
     held = _outputs(original, heldout) if heldout else None
@@ -66,7 +69,11 @@ def trim_network(
         network=measured,
         seconds=time.perf_counter() - started,
         scheme=schemes.pop() if len(schemes) == 1 else "mixed",
-        notes=(*notes, *(note for outcome in outcomes for note in outcome.notes)),
+        notes=(
+            *notes,
+            *(store.notes if store is not None else ()),
+            *(note for outcome in outcomes for note in outcome.notes),
+        ),
     )
     return NetworkOutcome(result, outcomes)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nettrim.certificates.program import lower_bound
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.finish import Ending
 from nettrim.solvers.lp import lp_available, solve_rows
-from nettrim.solvers.plain import plain_candidate
-from nettrim.solvers.polish import Guess, Polished, polish
+from nettrim.solvers.plain import as_program, plain_candidate
+from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import repair
 
@@ -47,7 +48,7 @@ def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_
         done = target
         if check >= _EXACT_CHECKS:
             block.solve_exact()
-        if check == _DOUBT or target == max_iterations:
+        if check >= _DOUBT or target == max_iterations:
             block.repair()
         if target == max_iterations:
             break
@@ -64,7 +65,8 @@ class _Block:
         self.problem, self.tolerance, self.initial = problem, tolerance, initial
         self.weight = problem.lower.new_zeros(problem.rows, problem.inputs.shape[1])
         self.dual = torch.zeros_like(problem.lower)
-        self.gap = problem.lower.new_full((count,), torch.inf)
+        self.objective = problem.lower.new_full((count,), torch.inf)
+        self.bound = problem.lower.new_zeros(count)
         self.open = torch.ones(count, dtype=torch.bool)
         self.ending = [Ending.SOLVED] * count
         self.state = admm.start(problem, initial)
@@ -72,15 +74,25 @@ class _Block:
         self.groups = torch.arange(count)  # groups of the block that the state holds
 
     def improve(self, last: bool) -> int:
-        """Judge the present iterate and keep what is better; returns the polish's steps."""
-        candidate = _candidate(self.state, self.tolerance, last)
-        better = (candidate.gap < self.gap[self.groups]).cpu()
-        local = better[self.state.problem.groups.cpu()]
-        rows = self.rows[local]
-        self.weight[rows], self.dual[rows] = candidate.weight[local], candidate.dual[local]
-        self.gap[self.groups[better]] = candidate.gap[better]
-        self.open &= self.gap.cpu() > _AIM * self.tolerance
+        """Judge the present iterate, keep what is better of weights and of multipliers; returns the polish's steps."""
+        problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
+        candidate = _candidate(self.state, dual, self.tolerance, last)
+        self._keep(candidate.weight, candidate.objective, candidate.dual, candidate.bound)
+        if isinstance(problem.penalty, L1):  # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
+            unmoved = torch.full_like(candidate.objective, torch.inf)
+            self._keep(candidate.weight, unmoved, dual, lower_bound(as_program(problem), dual.T))
+        self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
         return candidate.steps
+
+    def _keep(self, weight: Tensor, objective: Tensor, dual: Tensor, bound: Tensor) -> None:
+        """Keep per group the least objective and the largest bound; arguments are of the state's rows and groups."""
+        local = self.state.problem.groups.cpu()
+        better = (objective < self.objective[self.groups]).cpu()
+        tighter = (bound > self.bound[self.groups]).cpu()
+        self.weight[self.rows[better[local]]] = weight[better[local]]
+        self.dual[self.rows[tighter[local]]] = dual[tighter[local]]
+        self.objective[self.groups[better]] = objective[better]
+        self.bound[self.groups[tighter]] = bound[tighter]
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""
@@ -104,19 +116,18 @@ class _Block:
 
     def repair(self) -> None:
         """Look for a feasible point, or a proof that there is none, for open groups that have no feasible point yet."""
-        for group in (self.open & (self.gap.cpu() == torch.inf)).nonzero()[:, 0].tolist():
+        for group in (self.open & (self.objective.cpu() == torch.inf)).nonzero()[:, 0].tolist():
             rows = (self.problem.groups == group).nonzero()[:, 0]
             local = (self.state.problem.groups == int((self.groups == group).nonzero()[0])).nonzero()[:, 0]
-            answer = repair(
-                self.problem.select(rows),
-                self.state.w[local].to(torch.float64),
-                self.state.multipliers()[local].to(torch.float64),
-                None if self.initial is None else self.initial[rows],
-            )
-            self.weight[rows], self.dual[rows] = answer.weight, answer.dual
-            if answer.infeasible:
+            start = None if self.initial is None else self.initial[rows]
+            answer = repair(self.problem.select(rows), self.state.w[local].to(torch.float64), start)
+            self.weight[rows] = answer.weight
+            if answer.proof is not None:
+                self.dual[rows] = answer.proof
                 self.open[group] = False
                 self.ending[group] = Ending.INFEASIBLE
+            elif answer.feasible and not self.problem.penalty.couples_rows:
+                self.objective[group] = float(self.problem.penalty.rows(rows).value(answer.weight).sum())
 
 
 def _next_check(number: int) -> int:
@@ -125,10 +136,10 @@ def _next_check(number: int) -> int:
     return int(_CHECKS[-1] * 1.6 ** (number - len(_CHECKS) + 1))
 
 
-def _candidate(state: admm.Admm, tolerance: float, last: bool) -> Polished:
+def _candidate(state: admm.Admm, dual: Tensor, tolerance: float, last: bool) -> Polished:
     """Polish the present iterate where the penalty is l1; otherwise judge it as it is."""
     problem = state.problem
-    u, dual = state.w.to(torch.float64), state.multipliers().to(torch.float64)
+    u = state.w.to(torch.float64)
     if not isinstance(problem.penalty, L1):
         return plain_candidate(problem, u, dual, tolerance, last)
     shrink = state.shrink[:, 0].to(torch.float64)
@@ -141,11 +152,11 @@ def _candidate(state: admm.Admm, tolerance: float, last: bool) -> Polished:
 
 
 def _binding(problem: Problem, dual: Tensor, u: Tensor) -> Tensor | None:
-    """Hard samples that bind: where ADMM's multiplier is not small, and never more than the support can meet."""
+    """Hard samples that bind: where ADMM's multiplier is not small, and fewer than the support can meet."""
     if problem.soft is None:
         return None
     pressure = torch.where(problem.soft, 0.0, dual.abs())
     limit = pressure.sort(dim=1, descending=True).values
-    support = (u != 0).sum(dim=1, keepdim=True).clamp(max=limit.shape[1] - 1)
+    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=limit.shape[1] - 1)
     bar = torch.maximum(limit.gather(1, support), 1e-2 * limit[:, :1])
     return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))

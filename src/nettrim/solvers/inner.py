@@ -28,6 +28,7 @@ class RowModel:
         self.costs = self.v = self.signs = self.nu = self.linear = self.inputs_t.new_zeros(0)
         self.free = self.active
         self.constant = 0.0
+        self.tiny = 0.0  # weights below are zero to rounding
         self.dirty = True
 
     def update(self, wanted: Tensor, active: Tensor) -> None:
@@ -119,10 +120,14 @@ class RowModel:
         self.nu0, self.nu1 = solution[size:, 0], solution[size:, 1]
         return solution[:size]
 
-    def settle(self, tau: float, cautious: bool) -> None:
-        """Take the point at tau and read the signs off it."""
+    def take(self, tau: float) -> None:
+        """The point and the hard multipliers at tau."""
         self.v = self.v0 - tau * self.v1
         self.nu = self.nu0 - tau * self.nu1
+
+    def settle(self, tau: float, cautious: bool) -> None:
+        """Take the point at tau and read the signs off it."""
+        self.take(tau)
         limit = tau * self.costs
         q = self.q0 + tau * self.q1
         if self.binding is not None and len(self.binding):
@@ -131,7 +136,7 @@ class RowModel:
                 self.binding, self.edge, self.pull = self.binding[kept], self.edge[kept], self.pull[kept]
                 self.hard, self.nu = self.hard[:, kept], self.nu[kept]
                 self.dirty = True
-        flipped = self.v * self.signs < 0
+        flipped = self.v * self.signs < -self.tiny  # a weight that hard samples hold at zero keeps its sign
         excess = torch.where((self.signs == 0) & ~self.free, q.abs() - limit * (1 + 1e-9), -1.0)
         entering = excess > 0
         if cautious and bool(entering.any()):
@@ -168,9 +173,10 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
             models[row].settle(values[groups[row]], number >= _CAUTION)
         if not any(models[row].dirty for row in rows):
             return
-    for row in rows:
-        if models[row].dirty:  # out of passes: the last point stands, with the signs it has
-            models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
+    for row in rows:  # out of passes: the last sets stand
+        if models[row].dirty:
+            models[row].solve()
+            models[row].take(float(tau[groups[row]]))
 
 
 def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:

@@ -15,26 +15,27 @@ _WORTH = 3.0  # repairing is worth its price when the unrepaired gap is within t
 
 
 def plain_candidate(problem: Problem, u: Tensor, dual: Tensor, tolerance: float, last: bool) -> Polished:
-    """The iterate's gap per group; inf where it could not be made feasible or was too far off to try."""
+    """The iterate's objective where it could be made feasible and was near enough to try, and its dual bound.
+
+    A penalty that couples rows has one objective and one bound, repeated for every group.
+    """
     program = as_program(problem)
     first = certify(program, u, dual.T)
     coupled = problem.penalty.couples_rows
     rough = torch.full_like(first.group_gap, first.gap) if coupled else first.group_gap
-    gap = torch.full_like(rough, torch.inf)
-    u = u.clone()
+    bound = torch.full_like(rough, first.bound) if coupled else first.group_bound
+    u, found = u.clone(), torch.zeros_like(rough, dtype=torch.bool)
     for group in ((rough.abs() <= _WORTH * tolerance) | last).nonzero()[:, 0].tolist():
         rows = (problem.groups == group).nonzero()[:, 0]
         point = make_feasible(problem.select(rows), u[rows])
         if point is not None:
             u[rows] = point
-            gap[group] = 0.0
-    if bool((gap == 0).any()):
-        final = certify(program, u, dual.T)
-        judged = torch.full_like(gap, final.gap) if coupled else final.group_gap
-        gap = torch.where(gap == 0, judged, gap)
-    if coupled and bool((gap == torch.inf).any()):
-        gap = torch.full_like(gap, torch.inf)
-    return Polished(u, dual, gap, 0)
+            found[group] = True
+    final = certify(program, u)
+    if coupled:
+        whole = final.objective if bool(found.all()) else torch.inf
+        return Polished(u, torch.full_like(rough, whole), dual, bound, 0)
+    return Polished(u, torch.where(found, final.group_objective, torch.inf), dual, bound, 0)
 
 
 def as_program(problem: Problem) -> Program:

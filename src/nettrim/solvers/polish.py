@@ -22,6 +22,7 @@ from torch import Tensor
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
+_ZERO = 1e-12  # relative to the largest weight
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 
 
@@ -37,12 +38,24 @@ class Guess:
 
 @dataclass(frozen=True)
 class Polished:
-    """The best point of each group that the polish saw, judged by its gap."""
+    """The best weights and the best multipliers of each group that the polish saw; they need not come from one step."""
 
     weight: Tensor  # (rows, in)
+    objective: Tensor  # (groups,) of `weight`, inf where no feasible point was seen
     dual: Tensor  # (rows, samples)
-    gap: Tensor  # (groups,) inf where no feasible point was seen
+    bound: Tensor  # (groups,) that `dual` proves, at least 0
     steps: int
+
+    @property
+    def gap(self) -> Tensor:
+        """(objective - bound) / objective of each group, inf without a feasible point."""
+        return relative_gap(self.objective, self.bound)
+
+
+def relative_gap(objective: Tensor, bound: Tensor) -> Tensor:
+    """(objective - bound) / objective; 0 for an objective of zero, inf for an infinite one."""
+    gap = (objective - bound) / objective.clamp(min=1e-300)
+    return torch.where(objective == torch.inf, torch.inf, torch.where(objective > 0, gap, 0.0))
 
 
 @dataclass
@@ -53,6 +66,7 @@ class _State:
     tau: Tensor
     binding: Tensor | None
     nu: Tensor | None
+    tiny: float = 0.0  # weights below are zero to rounding
     models: dict[int, RowModel] = field(default_factory=dict)
 
 
@@ -62,11 +76,13 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     costs = problem.penalty.full(like).expand(guess.u.shape)
     free = costs == 0
     state = _State(guess.u, guess.u @ problem.inputs_t, guess.u.sign(), guess.tau, guess.binding,
-                   None if problem.soft is None else torch.zeros_like(problem.lower))
+                   None if problem.soft is None else torch.zeros_like(problem.lower),
+                   _ZERO * float(guess.u.abs().max()))
     weight, dual = guess.u.clone(), guess.dual.clone()
-    best = problem.inputs_t.new_full((problem.group_count,), torch.inf)
-    live = torch.ones(problem.group_count, dtype=torch.bool, device=best.device)
-    stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=best.device)
+    objective = problem.inputs_t.new_full((problem.group_count,), torch.inf)
+    bound = torch.zeros_like(objective)
+    live = torch.ones(problem.group_count, dtype=torch.bool, device=objective.device)
+    stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=objective.device)
     soft, _ = problem.distance(state.z)
     gradient = -soft @ problem.inputs_t.T
     t = guess.dual @ problem.inputs_t.T
@@ -87,19 +103,20 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
         if pushed is not None:
             t = t + pushed @ problem.inputs_t.T
-        gap = gap_of(problem, state.u, soft, hard, present, t, costs)
-        better = live & (gap < best)
-        stalled = torch.where(better & (gap < 0.3 * best), 0, stalled + 1)
-        best = torch.where(better, gap, best)
-        improved = better[problem.groups]
-        weight[improved] = state.u[improved]
-        dual[improved] = present[improved]
+        before_gap = relative_gap(objective, bound)
+        value, proved = judge(problem, state.u, soft, hard, present, t, costs)
+        better, tighter = live & (value < objective), live & (proved > bound)
+        objective, bound = torch.where(better, value, objective), torch.where(tighter, proved, bound)
+        rows_better, rows_tighter = better[problem.groups], tighter[problem.groups]
+        weight[rows_better], dual[rows_tighter] = state.u[rows_better], present[rows_tighter]
+        gap = relative_gap(objective, bound)
+        stalled = torch.where((gap < 0.3 * before_gap) & (gap < torch.inf), 0, stalled + 1)
         moved = _update_binding(problem, state) + (before != state.signs).sum(dim=1)
         settled = problem.group_sum(moved.to(torch.float64)) == 0
         live &= ~((gap <= 1e-3 * tolerance) | (settled & (gap <= tolerance)) | (stalled >= 4))
         if not bool(live.any()):
             break
-    return Polished(weight, dual, best, steps)
+    return Polished(weight, objective, dual, bound, steps)
 
 
 def _refresh(
@@ -117,6 +134,7 @@ def _refresh(
     if model is None:
         model = state.models[row] = RowModel(problem)
     model.update(wanted, active)
+    model.tiny = state.tiny
     w = model.features
     model.costs, model.free = cost[w], free[row, w]
     model.begin(state.u[row, w], state.signs[row, w], gradient[w], square, t[w])
@@ -133,7 +151,7 @@ def _take(problem: Problem, state: _State, row: int) -> None:
     """Copy a row's inner solution into the state."""
     model = state.models[row]
     state.u[row] = 0.0
-    state.u[row, model.features] = model.v
+    state.u[row, model.features] = torch.where(model.v.abs() <= state.tiny, 0.0, model.v)
     state.signs[row] = 0.0
     state.signs[row, model.features] = model.signs
     if state.nu is not None:
@@ -154,13 +172,15 @@ def _multipliers(problem: Problem, state: _State, soft: Tensor) -> tuple[Tensor,
     return dual, None
 
 
-def gap_of(problem: Problem, u: Tensor, soft: Tensor, hard: Tensor, dual: Tensor, t: Tensor, costs: Tensor) -> Tensor:
-    """(objective - bound) / objective of each group for l1, inf where the point is infeasible: the inner certificate."""
+def judge(
+    problem: Problem, u: Tensor, soft: Tensor, hard: Tensor, dual: Tensor, t: Tensor, costs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
     squares = problem.group_sum((soft**2).sum(dim=1))
     value = torch.where(u == 0, 0.0, u.abs() * costs).sum(dim=1)
     support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum(dim=1)
     gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
-    scale = (1 / gauge).clamp(max=1.0)
+    scale = torch.where(support > 0, (1 / gauge).clamp(max=1.0), 0.0)
     ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm(dim=1)
     if problem.regularization is not None:
         lam = problem.regularization
@@ -175,8 +195,7 @@ def gap_of(problem: Problem, u: Tensor, soft: Tensor, hard: Tensor, dual: Tensor
     if problem.soft is not None:
         worst = torch.zeros_like(objective).scatter_reduce(0, problem.groups, hard.abs().amax(dim=1), "amax")
         feasible &= worst <= 1e-10
-    gap = (objective - bound.clamp(min=0)) / objective.clamp(min=1e-300)
-    return torch.where(feasible, torch.where(objective > 0, gap, 0.0), torch.inf)
+    return torch.where(feasible, objective, torch.inf), bound.clamp(min=0)
 
 
 def _at_upper(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from torch import Tensor
 from nettrim.programs import Program, group_sums
 from nettrim.programs.penalties import Penalty
 
+_NOTHING = 1e-14  # relative size under which an epsilon is zero
+_ROUNDING = 3e-7  # of a float32 response, relative to the largest
+
 
 @dataclass(frozen=True, eq=False)
 class Design:
@@ -74,7 +77,7 @@ class Problem:
     @property
     def dual_scale(self) -> float:
         """Scaled multipliers times this are the program's."""
-        return 1 / (self.design.scale if self.penalty.is_norm else self.response_scale)
+        return 1 / self.design.scale
 
     def select(self, index: Tensor) -> Problem:
         """The problem of some rows; budget groups should stay whole."""
@@ -118,7 +121,7 @@ def make_design(inputs: Tensor, precision: torch.dtype) -> Design:
         ratio=ratio,
         scale=scale,
         margin=1e-6 if single else 1e-10,
-        hard_margin=1e-8 if single else 1e-13,
+        hard_margin=2e-7 if single else 1e-13,
     )
 
 
@@ -128,23 +131,24 @@ def make_problem(program: Program, design: Design | None = None) -> Problem:
     response_scale = max(_largest(program.lower), _largest(program.upper))
     lower = program.lower.T.to(torch.float64).contiguous() / response_scale
     upper = program.upper.T.to(torch.float64).contiguous() / response_scale
-    penalty = program.penalty.to(lower.new_zeros(()))
+    exact = _exact(program).to(lower.device)
+    if program.inputs.dtype == torch.float32 and bool(exact.any()):
+        # float32 responses are known to rounding only: asking for them exactly would be infeasible
+        slack = _ROUNDING * exact[:, None]
+        lower, upper = lower - slack, upper + slack
+    factor = response_scale / design.scale
     regularization = program.regularization
     if regularization is not None:
-        regularization *= response_scale**2  # of penalty(c u) + lambda |c' d|^2 ...
-        if penalty.is_norm:
-            regularization *= design.scale / response_scale  # ... a norm's c is divided out
-    if not penalty.is_norm:
-        penalty = penalty.rescaled(response_scale / design.scale)
+        regularization *= response_scale**2 / factor
     return Problem(
         design=design,
         lower=lower,
         upper=upper,
         soft=_soft(program, lower, upper),
-        epsilon=None if program.epsilon is None else program.epsilon.to(lower.device) / response_scale,
+        epsilon=_epsilon(program, response_scale),
         regularization=regularization,
         groups=program.groups.to(lower.device),
-        penalty=penalty,
+        penalty=program.penalty.to(lower.new_zeros(())).rescaled(factor),
         response_scale=response_scale,
     )
 
@@ -155,10 +159,27 @@ def _largest(array: Tensor) -> float:
     return largest if largest > 0 else 1.0
 
 
+def _exact(program: Program) -> Tensor:
+    """Mask of the rows whose budget is zero to rounding, (rows,)."""
+    if program.epsilon is None:
+        return torch.zeros(program.shape[0], dtype=torch.bool)
+    reach = max(_largest(program.lower), _largest(program.upper)) * program.samples**0.5
+    return (program.epsilon.cpu() <= _NOTHING * reach)[program.groups.cpu()]
+
+
 def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
-    """Which entries count in the ball; in a group with epsilon zero none do, each must be met exactly."""
-    exact = torch.zeros(program.group_count, dtype=torch.bool) if program.epsilon is None else program.epsilon.cpu() == 0
+    """Which entries count in the ball; in a row with epsilon zero none do, each must be met exactly."""
+    exact = _exact(program)
     if program.constraint == "distance" and not bool(exact.any()):
         return None
-    soft = lower == upper if program.constraint == "strict" else torch.ones_like(lower, dtype=torch.bool)
-    return soft & ~exact[program.groups.cpu()].to(soft.device)[:, None]
+    soft = (program.lower == program.upper).T if program.constraint == "strict" else torch.ones_like(lower, dtype=torch.bool)
+    return soft & ~exact.to(soft.device)[:, None]
+
+
+def _epsilon(program: Program, response_scale: float) -> Tensor | None:
+    """The scaled budgets, zero where they are zero to rounding."""
+    if program.epsilon is None:
+        return None
+    exact = torch.zeros_like(program.epsilon, dtype=torch.bool)
+    exact[program.groups.cpu()[_exact(program)]] = True
+    return torch.where(exact, 0.0, program.epsilon.cpu() / response_scale).to(program.inputs.device)

@@ -18,6 +18,8 @@ from nettrim.solvers.problem import Problem, make_design, make_problem
 
 _STRENGTHS = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
+_HARD_WEIGHT = 1e4  # of a hard sample against a soft one
+_MULTIPLIER_STEPS = 12
 _FEWEST = 50  # samples under which no part can be held back
 
 
@@ -44,9 +46,24 @@ def refit(program: Program, weight: Tensor, *, strength: float | None = None, se
     return _never_worse(problem, result.to(torch.float64) / problem.weight_scale, start, result, weight)
 
 
-def fit_support(problem: Problem, start: Tensor, row: int, upper_margin: float = 0.0) -> Tensor:
-    """The unregularised refit of one row on the support of `start`, hard samples included as if they were soft."""
-    return _fit_row(problem, start, row, 0.0, upper_margin)
+def fit_support(problem: Problem, start: Tensor, row: int, ridge: float = 0.0) -> Tensor:
+    """The refit of one row on the support of `start`, hard samples met exactly where they can be.
+
+    Hard samples weigh a large constant and have their bounds shifted by what is still missing, step after step (the
+    method of multipliers), until none is outside.
+    """
+    if problem.soft is None:
+        return _fit_row(problem, start, row, ridge)
+    hard, lower, upper = ~problem.soft[row], problem.lower[row], problem.upper[row]
+    point, shift = start, torch.zeros_like(lower)
+    for _ in range(_MULTIPLIER_STEPS):
+        point = _fit_row(problem, point, row, ridge, shift=shift, anchor=start)
+        product = point @ problem.inputs_t
+        missing = torch.where(hard, product - product.clamp(lower, upper), 0.0)
+        if float(missing.abs().max()) <= 1e-11:
+            break
+        shift = shift + missing
+    return point
 
 
 def _fit_row(
@@ -54,10 +71,13 @@ def _fit_row(
     start: Tensor,
     row: int,
     ridge: float,
-    margin: float = 0.0,
+    *,
+    shift: Tensor | None = None,
+    anchor: Tensor | None = None,
     samples: Tensor | None = None,
     max_steps: int = 40,
 ) -> Tensor:
+    """One row by Newton; `shift` tightens hard bounds, the ridge pulls towards `anchor` (the start unless given)."""
     support = start.nonzero()[:, 0]
     if not len(support):
         return start.clone()
@@ -66,12 +86,15 @@ def _fit_row(
     weights = torch.ones_like(lower)
     if problem.soft is not None:
         hard = ~problem.soft[row]
-        weights = torch.where(hard, 1e4, 1.0)
-        upper, lower = torch.where(hard, upper - margin, upper), torch.where(hard, lower + margin, lower)
+        weights = torch.where(hard, _HARD_WEIGHT, 1.0)
+        inward = problem.hard_margin * (hard & (upper > lower))
+        push = torch.zeros_like(lower) if shift is None else shift
+        upper = upper - inward - push.clamp(min=0)
+        lower = torch.minimum(lower + inward - push.clamp(max=0), upper)
     if samples is not None:
         features, lower, upper, weights = features[:, samples], lower[samples], upper[samples], weights[samples]
-    anchor = start[support]
-    u = anchor.clone()
+    u = start[support]
+    anchor = u if anchor is None else anchor[support]
     scale = ridge * (features**2).sum(dim=1) * _share(weights)
 
     def gap_of(point: Tensor) -> Tensor:

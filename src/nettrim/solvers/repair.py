@@ -15,45 +15,55 @@ from nettrim.programs.penalties.l1 import EntryCosts
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import fit_support
 
+_RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
 _HUGE = 1e6  # a proved lower bound this many times the plausible weight is called infeasible
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """A group's weights and multipliers, feasible unless nothing was found, and whether infeasibility is proved."""
+    """A group's weights, whether they are feasible, and, where nothing is, multipliers that prove it."""
 
     weight: Tensor  # (rows, in)
-    dual: Tensor  # (rows, samples)
-    infeasible: bool = False
+    feasible: bool
+    proof: Tensor | None = None  # (rows, samples)
 
 
-def repair(problem: Problem, start: Tensor, dual: Tensor, initial: Tensor | None) -> Repaired:
+def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
     """Make ADMM's iterate `start` (rows, in) of one budget group feasible, or prove that nothing is."""
     point = make_feasible(problem, start)
     if point is not None:
-        return Repaired(point, dual)
+        return Repaired(point, feasible=True)
     allowed = torch.ones_like(start, dtype=torch.bool)
     if isinstance(problem.penalty, EntryCosts):
         allowed = ~torch.isinf(problem.penalty.full(start)).expand(start.shape)
     fitted = _fit(problem, torch.where((start == 0) & allowed, 1e-12, start))
     if _feasible(problem, fitted):
-        return Repaired(_pull_back(problem, fitted, start), dual)
+        return Repaired(_pull_back(problem, fitted, start), feasible=True)
     if initial is not None and _feasible(problem, initial, margin=0.0):
-        return Repaired(initial, dual)
-    proof = _infeasibility(problem, fitted)
-    return Repaired(fitted, dual) if proof is None else Repaired(fitted, proof, infeasible=True)
+        return Repaired(initial, feasible=True)
+    return Repaired(fitted, feasible=False, proof=_infeasibility(problem, fitted))
 
 
 def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
-    """A feasible point near `start` on the same support, or None."""
+    """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
+
+    Without hard samples the refit is pulled back along a segment; with them a segment may leave the set at once, so the
+    refit itself is held near the start, as strongly as the budget allows.
+    """
     if _feasible(problem, start):
         return start
-    fitted = _fit(problem, start)
-    return _pull_back(problem, fitted, start) if _feasible(problem, fitted) else None
+    if problem.soft is None:
+        fitted = _fit(problem, start)
+        return _pull_back(problem, fitted, start) if _feasible(problem, fitted) else None
+    for ridge in _RIDGES:
+        fitted = _fit(problem, start, ridge)
+        if _feasible(problem, fitted):
+            return fitted
+    return None
 
 
-def _fit(problem: Problem, start: Tensor) -> Tensor:
-    return torch.stack([fit_support(problem, start[row], row, problem.hard_margin) for row in range(problem.rows)])
+def _fit(problem: Problem, start: Tensor, ridge: float = 0.0) -> Tensor:
+    return torch.stack([fit_support(problem, start[row], row, ridge) for row in range(problem.rows)])
 
 
 def _feasible(problem: Problem, u: Tensor, margin: float | None = None) -> bool:

@@ -56,7 +56,7 @@ class Penalty(ABC):
         """The same penalty with the columns marked in the mask `columns` (in,) costing nothing."""
 
     def rescaled(self, factor: float) -> Penalty:
-        """The penalty as a function of weight / factor; a norm only changes by a constant and returns itself."""
+        """V -> penalty(factor V) / factor, which for a norm is the norm itself."""
         return self
 
     def to(self, like: Tensor) -> Penalty:

@@ -31,8 +31,7 @@ class ElasticNet(EntryCosts):
         return type(self)(costs=costs, ridge=self.ridge)
 
     def rescaled(self, factor: float) -> Self:
-        costs = torch.as_tensor(self.costs) * factor
-        return type(self)(costs=costs, ridge=self.ridge * factor)
+        return type(self)(costs=self.costs, ridge=self.ridge * factor)
 
     def value(self, weight: Tensor) -> Tensor:
         costs = self.full(weight)

@@ -1,0 +1,68 @@
+"""A share of the work for a plain array of jobs: run i of n solves its blocks, files are all they exchange."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self, TypeVar
+
+from torch import Tensor
+
+from nettrim.errors import InputError, NettrimError, should
+from nettrim.executors.base import Executor
+from nettrim.executors.local import LocalExecutor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Unfinished(NettrimError):
+    """A share is done and kept, but the blocks of other shares are not there yet."""
+
+
+class Shard:
+    """Share `index` of `count`, from 1, of a trim with a checkpoint that all shares can write to.
+
+    Every share has the same model, data and recipe. Each solves its blocks only; one that finds all blocks finished,
+    or a run of the same checkpoint without a share, puts them together. A share that is done while others are not
+    waits `wait` seconds for them, then raises `Unfinished`. The cascade needs all blocks of a layer before it
+    goes on to the next: let shares that run at the same time wait, or run the array once a layer.
+    """
+
+    def __init__(self, index: int, count: int, *, wait: float = 0.0, executor: Executor | None = None) -> None:
+        """`executor` runs the share's own blocks; None: threads of this process. Raises InputError."""
+        if count < 1 or not 1 <= index <= count:
+            raise InputError(should("shard", "i/n with 1 <= i <= n", f"{index}/{count}"))
+        if not wait >= 0:
+            raise InputError(should("wait", "a number of seconds >= 0", repr(wait)))
+        self.index, self.count, self.wait = index, count, float(wait)
+        self._executor = executor or LocalExecutor()
+
+    @classmethod
+    def parse(cls, text: str, *, wait: float = 0.0, executor: Executor | None = None) -> Self:
+        """From "i/n". Raises InputError for anything else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None:
+            raise InputError(should("shard", "i/n such as 1/4", repr(text)))
+        return cls(int(match[1]), int(match[2]), wait=wait, executor=executor)
+
+    @property
+    def workers(self) -> int:
+        """How many items run at the same time, in this share."""
+        return self._executor.workers
+
+    def mine(self, number: int) -> bool:
+        """Whether this share solves the block with this number, counted over the whole trim."""
+        return number % self.count == self.index - 1
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """As the share's executor does."""
+        return self._executor.share(tensor)
+
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """As the share's executor does."""
+        return self._executor.one(function, item)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
+        """As the share's executor does; the items are this share's own."""
+        return self._executor.map(function, items)

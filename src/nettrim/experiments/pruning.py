@@ -1,0 +1,149 @@
+"""Trimming as the papers do it and as this package does by default, and what is measured of the outcome."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nettrim.api import trim
+
+PAPER: Mapping[str, Any] = {"constraint": "strict", "refit": False}  # the papers' method: C_eps of N eq. (3), select alone
+OURS: Mapping[str, Any] = {"constraint": "distance", "refit": True}  # this package's default
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A trimmed network and what it came to, all measured on the weights themselves."""
+
+    model: nn.Module
+    epsilon: float | Mapping[str, float]
+    weights: tuple[int, ...]  # nonzeros of each layer's matrix, biases apart
+    discrepancy: float  # relative, of the network's output on the calibration data, in percent (A eq. 29)
+    bound: float | None  # the theorem's, in percent
+    gap: float  # the largest relative optimality gap of a layer
+    certified: bool
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Nonzero weights of all layers that were trimmed."""
+        return sum(self.weights)
+
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "total": self.total,
+            "weights": list(self.weights),
+            "discrepancy": self.discrepancy,
+            "bound": self.bound,
+            "gap": self.gap,
+            "certified": self.certified,
+            "seconds": round(self.seconds, 3),
+            "epsilon": dict(self.epsilon) if isinstance(self.epsilon, Mapping) else self.epsilon,
+            "notes": list(self.notes),
+        }
+
+
+def prune(model: nn.Module, data: Tensor, epsilon: float | Mapping[str, float], **options: Any) -> Pruned:
+    """Trim `model` on all of `data` with the options of `nettrim.trim`, and measure."""
+    trimmed = trim(model, data, epsilon=epsilon, holdout=0.0, progress=False, **options)
+    result = trimmed.report.result
+    layers = [layer for layer in result.layers if layer.skipped is None]
+    bound = result.network.bound
+    return Pruned(
+        model=trimmed.model,
+        epsilon=epsilon,
+        weights=tuple(layer.nonzeros_after for layer in layers),
+        discrepancy=100 * result.network.discrepancy,
+        bound=None if bound is None else 100 * bound,
+        gap=max((layer.gap for layer in layers if layer.gap is not None), default=0.0),
+        certified=all(layer.certified for layer in layers),
+        seconds=math.fsum(layer.seconds for layer in layers),
+        notes=result.notes,
+    )
+
+
+def seek(
+    attempt: Callable[[float], Pruned],
+    measure: Callable[[Pruned], float],
+    target: float,
+    start: float,
+    *,
+    rising: bool = True,
+    within: float = 0.03,
+    most: int = 8,
+) -> Pruned:
+    """The attempt at the epsilon where `measure` comes nearest below (or at) the target, by a search on log epsilon.
+
+    `rising`: whether the measure grows with epsilon. Stops within the relative margin `within` below the target, or
+    after `most` attempts; the best attempt that does not exceed the target is returned, else the nearest one.
+    """
+    low = high = None  # log epsilon with the measure under and over the target
+    at = math.log(start)
+    best: tuple[bool, float, Pruned] | None = None
+    for _ in range(most):
+        found = attempt(math.exp(at))
+        value = measure(found)
+        over = value > target
+        rank = (over, abs(value - target), found)
+        if best is None or rank[:2] < best[:2]:
+            best = rank
+        if not over and value >= target * (1 - within):
+            break
+        if over == rising:
+            high = at if high is None else min(high, at)
+        else:
+            low = at if low is None else max(low, at)
+        if low is None or high is None:
+            pull = math.log(max(target, 1e-12) / max(value, 1e-12))
+            step = max(-1.6, min(1.6, pull if rising else -pull))
+            at += step if abs(step) > 0.02 else math.copysign(0.02, step)
+        else:
+            at = (low + high) / 2
+    assert best is not None
+    return best[2]
+
+
+@torch.no_grad()
+def count_weights(model: nn.Module) -> tuple[int, ...]:
+    """Nonzeros of every weight matrix or kernel, biases apart, in order."""
+    return tuple(int(parameter.count_nonzero()) for parameter in model.parameters() if parameter.ndim > 1)
+
+
+@torch.no_grad()
+def weight_sizes(model: nn.Module) -> tuple[int, ...]:
+    """Entries of every weight matrix or kernel, in order."""
+    return tuple(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
+
+
+@torch.no_grad()
+def supports(model: nn.Module) -> dict[str, Tensor]:
+    """Masks of the nonzero weights by parameter name, for fine-tuning on the support."""
+    return {name: parameter != 0 for name, parameter in model.named_parameters() if parameter.ndim > 1}
+
+
+@torch.no_grad()
+def truncated(model: nn.Module, keep: Mapping[str, int]) -> nn.Module:
+    """HPTD's truncation: a copy in which each named weight keeps only its `keep` entries of largest magnitude."""
+    pruned = copy.deepcopy(model)
+    for name, parameter in pruned.named_parameters():
+        if name in keep:
+            size = parameter.abs().flatten()
+            mask = torch.zeros_like(size, dtype=torch.bool)
+            mask[size.topk(keep[name]).indices] = True
+            parameter.mul_(mask.reshape(parameter.shape))
+    return pruned
+
+
+@torch.no_grad()
+def discrepancy(before: nn.Module, after: nn.Module, data: Tensor) -> float:
+    """||Z - Zhat|| / ||Z|| of the outputs before the soft-max, in percent (A eq. 29)."""
+    z, new = before(data).to(torch.float64), after(data).to(torch.float64)
+    return 100 * float((z - new).norm() / z.norm())

@@ -1,0 +1,92 @@
+"""The papers' numbers, ours beside them, and a verdict for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nettrim.errors import InputError, should
+
+
+class Verdict(StrEnum):
+    """How a measured number stands to the paper's."""
+
+    REACHED = "reached"
+    BETTER = "better"
+    DIFFERS = "differs"
+    MISSING = "not run"
+
+
+class Sense(StrEnum):
+    """Which way is better; MATCH where neither is."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    MATCH = "match"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One number of a paper: where it stands there, which way is better, and how near counts as reached.
+
+    `within` is absolute, in the number's own unit. `why` says why ours differs, where it is known to. `no_run` is what
+    the paper has in place of a number ("EMT"), and then `value` is NaN.
+    """
+
+    key: str
+    value: float
+    where: str
+    sense: Sense = Sense.MATCH
+    within: float = 0.0
+    why: str = ""
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An expected number, what was measured (None: not run), the verdict and the reason."""
+
+    expected: Expected
+    measured: float | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A qualitative claim of a paper, and whether the numbers confirm it."""
+
+    text: str
+    where: str
+    holds: bool
+    evidence: str
+
+    @property
+    def verdict(self) -> str:
+        return "confirmed" if self.holds else "refuted"
+
+
+def judge(expected: Expected, measured: float | None) -> Compared:
+    """The verdict on one number: reached within its margin, better beyond it in the good direction, else differs."""
+    if measured is None or math.isnan(measured):
+        return Compared(expected, None, Verdict.MISSING, "")
+    if math.isnan(expected.value):  # the paper's method failed there, as "EMT" says
+        return Compared(expected, measured, Verdict.DIFFERS, expected.why or f"The paper has {expected.instead} here.")
+    excess = measured - expected.value
+    if abs(excess) <= expected.within * (1 + 1e-9):
+        return Compared(expected, measured, Verdict.REACHED, "")
+    good = {Sense.HIGHER: excess > 0, Sense.LOWER: excess < 0, Sense.MATCH: False}[expected.sense]
+    if good:
+        return Compared(expected, measured, Verdict.BETTER, "")
+    return Compared(expected, measured, Verdict.DIFFERS, expected.why or "No reason is known.")
+
+
+def compare(expected: Sequence[Expected], measured: Mapping[str, float]) -> tuple[Compared, ...]:
+    """The verdict on every expected number. Raises InputError for a measured NaN-free key that nothing expects twice."""
+    keys = [entry.key for entry in expected]
+    doubled = {key for key in keys if keys.count(key) > 1}
+    if doubled:
+        raise InputError(should("expected numbers", "named once each", ", ".join(sorted(doubled))))
+    return tuple(judge(entry, measured.get(entry.key)) for entry in expected)
