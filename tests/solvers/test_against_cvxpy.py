@@ -67,7 +67,7 @@ def test_how_much_is_allowed(constraint: str, relative: float) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "clusters", "regularization"])
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 def test_penalties(penalty: str, kind: str, constraint: str) -> None:
-    inputs, _, responses = layer(30, 10, 4, seed=5)
+    inputs, _, responses = layer(20, 6, 3, seed=5)
     size = 0.2 * float(responses.norm())
     how = {
         "epsilon": {"epsilon": size},
