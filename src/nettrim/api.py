@@ -14,9 +14,10 @@ from torch import nn
 from nettrim.blocks import LayerWork
 from nettrim.blocks.identity import identity
 from nettrim.checkpoint import Checkpoint
-from nettrim.errors import ModelError, RecipeError, should
+from nettrim.errors import InputError, ModelError, RecipeError, should
 from nettrim.executors.base import Executor
 from nettrim.executors.local import LocalExecutor
+from nettrim.executors.shard import Shard
 from nettrim.layerwise import LayerOutcome
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.programs.penalties import Penalty
@@ -115,6 +116,9 @@ def trim(
     samples = split_samples(model, data, recipe.holdout if holdout is None else holdout, recipe.seed)
     network = build_network(model, samples, recipe, device)
     store = None
+    if checkpoint is None and isinstance(executor, Shard):
+        cure = "Give a directory that all shares can write to."
+        raise InputError(should("checkpoint", "given for a share", "None", cure))
     if checkpoint is not None:
         store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
     with progress_listener(progress) as listener:

@@ -1,0 +1,119 @@
+"""Files of finished work: whole or not at all, of this run or refused, damage seen."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from nettrim.checkpoint import MANIFEST, Checkpoint
+from nettrim.errors import InputError
+
+IDENTITY = {"model": {"fc.weight": "aa", "layers": 2}, "data": {"sha256": "dd"}, "recipe": {"epsilon": 0.1}}
+
+
+def opened(path, **changes):
+    return Checkpoint.open(path, {**IDENTITY, **changes})
+
+
+def saved(path):
+    store = opened(path)
+    tensors = {"weight": torch.randn(3, 4), "half": torch.randn(2).bfloat16(), "empty": torch.zeros(0, 3)}
+    store.save("fc 0-2", "p1", tensors, {"gap": 0.1 + 0.2, "none": None, "inf": float("inf")})
+    return store, tensors
+
+
+def test_what_is_saved_comes_back_to_the_bit(tmp_path):
+    store, tensors = saved(tmp_path / "new" / "run")
+    found = opened(tmp_path / "new" / "run").load("fc 0-2")
+    assert found.program == "p1"
+    assert found.record == {"gap": 0.1 + 0.2, "none": None, "inf": float("inf")}
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
+    assert store.load("fc 3-5") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "grown", "renamed"])
+def test_damage_counts_as_not_there(tmp_path, damage):
+    store, _ = saved(tmp_path)
+    (file,) = tmp_path.glob("*.block")
+    content = file.read_bytes()
+    if damage == "renamed":  # the file of one unit under the name of another
+        store.save("fc 3-5", "p1", {}, {})
+        (other,) = (path for path in tmp_path.glob("*.block") if path != file)
+        other.replace(file)
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        changed = {"truncated": content[:-1], "flipped": flipped, "emptied": b"", "grown": content + b"0"}
+        file.write_bytes(changed[damage])
+    assert store.load("fc 0-2") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"recipe": {"epsilon": 0.2}}, "another recipe: epsilon 0.1 there, 0.2 here"),
+        ({"recipe": {"epsilon": 0.1, "positions": 3}}, "another recipe: positions here only"),
+        ({"data": {"sha256": "ee"}}, "another data"),
+        ({"model": {"fc.weight": "bb", "layers": 2}}, 'another model: fc.weight "aa" there, "bb" here'),
+        ({"model": {str(k): 0 for k in range(9)}}, "and 8 more"),
+    ],
+)
+def test_another_run_is_refused_with_the_difference_named(tmp_path, changes, difference):
+    saved(tmp_path)
+    with pytest.raises(InputError) as caught:
+        opened(tmp_path, **changes)
+    assert difference in str(caught.value)
+
+
+def test_other_directories_are_refused(tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("x")
+    with pytest.raises(InputError, match="holds 'dear.txt' but no checkpoint.json"):
+        opened(tmp_path / "letters")
+    assert [path.name for path in (tmp_path / "letters").iterdir()] == ["dear.txt"]
+    with pytest.raises(InputError, match="can be written"):
+        opened(tmp_path / "letters" / "dear.txt")
+
+
+def test_a_broken_manifest_and_another_format_are_refused(tmp_path):
+    saved(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(InputError, match="format 99"):
+        opened(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(InputError, match="unreadable"):
+        opened(tmp_path)
+
+
+def test_other_versions_are_remarked(tmp_path):
+    saved(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["versions"]["torch"] = "1.0"
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert "torch 1.0" in opened(tmp_path).notes[0]
+
+
+def test_half_written_files_of_dead_processes_are_swept_and_others_left(tmp_path):
+    saved(tmp_path)
+    host = os.uname().nodename
+    dead, living = tmp_path / f".a.block.{host}.4194304999", tmp_path / f".a.block.{host}.{os.getpid()}"
+    elsewhere = tmp_path / ".a.block.elsewhere.1"
+    for path in (dead, living, elsewhere):
+        path.write_bytes(b"half")
+    opened(tmp_path)
+    assert [path.exists() for path in (dead, living, elsewhere)] == [False, True, True]
+
+
+def test_a_disk_that_refuses_is_said_and_leaves_no_file(tmp_path, monkeypatch):
+    store, _ = saved(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        store.save("fc 3-5", "p1", {"weight": torch.zeros(3)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
