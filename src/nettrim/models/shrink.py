@@ -104,8 +104,8 @@ def shrink(model: nn.Module, example_input: Any, *, pick_inputs: bool = True) ->
     trace, few = example_trace(original, example, 0)
     note = ""
     for free_sizes, picking in _ATTEMPTS:
-        found = _attempt(original, trace, free_sizes=free_sizes, picking=picking and pick_inputs)
         try:
+            found = _attempt(original, trace, free_sizes=free_sizes, picking=picking and pick_inputs)
             if _proved(original, found, few):
                 return found.shrunk
             note = "a smaller network would have differed from the original"
