@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -173,6 +174,13 @@ class Exported(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> object:
         """What the program computes."""
         return self.program(*inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's own making
+            twin = Exported(copy.deepcopy(self.program, memo))
+        twin.training = self.training
+        return twin
 
     def train(self, mode: bool = True) -> Exported:
         """Set the flag and nothing else: the program refuses to change its mode."""
