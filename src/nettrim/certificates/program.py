@@ -23,7 +23,7 @@ from nettrim.programs import Program, group_sums
 
 _CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
 _SMALL = 1e-4  # excess is measured against eps, but against no less than this share of the largest response
-_NOTHING = 1e-13  # relative size under which an epsilon, or an objective, is zero to rounding
+_NOTHING = 1e-12  # relative size under which an epsilon, or an objective, is zero to rounding
 _ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
 
 

@@ -19,6 +19,7 @@ from nettrim.solvers.problem import Problem
 RELAXATION = 1.7
 _TUNE_AT = (40, 80)
 _TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
+_RETRIES = (5.0, 0.2, 1.0)
 _TUNE_CLAMP = 3.0  # kept within this factor of the block's median
 
 
@@ -38,6 +39,7 @@ class Admm:
     z: Tensor  # (rows, samples)
     a: Tensor  # z + scaled multiplier
     shrink: Tensor  # (rows, 1): how much of the distance the last projection kept
+    tuned: Tensor  # (rows, 1): rho before the first retry
     iteration: int = 0
 
     def step(self) -> None:
@@ -80,6 +82,12 @@ class Admm:
             target = median.expand_as(target)
         self.set_rho(target[:, None])
 
+    def retry(self, number: int) -> None:
+        """For rows that are slow to converge: rho on another scale around the tuned one."""
+        if number == 0:
+            self.tuned = self.rho
+        self.set_rho(self.tuned * _RETRIES[number % len(_RETRIES)])
+
     def set_rho(self, rho: Tensor) -> None:
         """Change rho and keep the multipliers."""
         change = self.rho / rho
@@ -95,7 +103,7 @@ class Admm:
         """Keep only some rows (whole budget groups)."""
         self.problem = self.problem.select(index)
         self.penalty = self.penalty.rows(index)
-        for name in ("lower", "upper", "rho", "w", "b", "z", "a", "shrink"):
+        for name in ("lower", "upper", "rho", "tuned", "w", "b", "z", "a", "shrink"):
             setattr(self, name, getattr(self, name)[index])
         if self.soft is not None:
             self.soft = self.soft[index]
@@ -142,7 +150,7 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
         upper.clamp(max=0), posinf=0.0, neginf=0.0
     )
     squares = (target**2).sum(dim=1)
-    size = _starting_size(problem, target.to(torch.float64)) if initial is None else initial.abs().sum(dim=1).to(dtype)
+    size = _starting_size(problem, target.to(torch.float64), initial).to(dtype)
     rho = 50 * size / squares.clamp(min=1e-20)
     usable = (squares > 0) & (rho > 0)
     rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
@@ -154,6 +162,7 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
         soft=None if problem.soft is None else problem.soft.to(dtype),
         penalty=problem.penalty.to(problem.inputs),
         rho=rho,
+        tuned=rho,
         w=w,
         b=w.clone(),
         z=z,
@@ -162,7 +171,12 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
     )
 
 
-def _starting_size(problem: Problem, target: Tensor) -> Tensor:
-    """A guess of each row's penalty without a warm start: a few times the least one that duality with r = target allows."""
-    correlation = (target @ problem.inputs_t.T).abs().amax(dim=1)
-    return (4 * (target**2).sum(dim=1) / correlation.clamp(min=1e-20)).to(problem.inputs.dtype)
+def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> Tensor:
+    """Each row's penalty at `initial`, or else a few times the least one that duality with r = target allows."""
+    if initial is None:
+        correlation = target @ problem.inputs_t.T
+        gauge = problem.penalty.gauge(correlation)
+        gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
+        return 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)
+    value = problem.penalty.value(initial)
+    return (value.sum() / len(value)).expand_as(value) if problem.penalty.couples_rows else value

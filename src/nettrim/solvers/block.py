@@ -15,7 +15,7 @@ from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
 from nettrim.solvers.problem import Problem
-from nettrim.solvers.repair import repair
+from nettrim.solvers.repair import is_feasible, repair
 
 _CHECKS = (60, 110, 180, 280)  # ADMM iterations after which a candidate is polished; later ones are 1.6 times apart
 _DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
@@ -50,10 +50,12 @@ def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_
             block.solve_exact()
         if check >= _DOUBT or target == max_iterations:
             block.repair()
+            block.state.retry(check - _DOUBT)
         if target == max_iterations:
             break
         block.narrow()
         check += 1
+    block.fall_back()
     return Outcome(block.weight, block.dual, block.ending, block.state.iteration, gemms)
 
 
@@ -128,6 +130,18 @@ class _Block:
                 self.ending[group] = Ending.INFEASIBLE
             elif answer.feasible and not self.problem.penalty.couples_rows:
                 self.objective[group] = float(self.problem.penalty.rows(rows).value(answer.weight).sum())
+
+    def fall_back(self) -> None:
+        """For groups left open, the initial weights where they are feasible and no worse than what was found."""
+        penalty = self.problem.penalty
+        if self.initial is None or penalty.couples_rows or self.problem.epsilon is None:
+            return
+        for group in self.open.nonzero()[:, 0].tolist():
+            rows = (self.problem.groups == group).nonzero()[:, 0]
+            value = float(penalty.rows(rows).value(self.initial[rows]).sum())
+            if value <= float(self.objective[group]) and is_feasible(self.problem.select(rows), self.initial[rows], margin=0.0):
+                self.weight[rows], self.objective[group] = self.initial[rows], value
+                self.ending[group] = Ending.INITIAL
 
 
 def _next_check(number: int) -> int:

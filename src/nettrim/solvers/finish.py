@@ -22,6 +22,7 @@ class Ending(Enum):
 
     ZERO = auto()
     SOLVED = auto()
+    INITIAL = auto()
     LINEAR_PROGRAM = auto()
     INFEASIBLE = auto()
 
@@ -64,7 +65,7 @@ def _status(ending: Ending, feasible: bool, optimal: bool, fallback: bool) -> St
         return Status.ZERO
     if optimal:
         return Status.LINEAR_PROGRAM if ending is Ending.LINEAR_PROGRAM else Status.CERTIFIED
-    return Status.DENSE if fallback else Status.GAP
+    return Status.DENSE if fallback or ending is Ending.INITIAL else Status.GAP
 
 
 def _allowed_violation(program: Program) -> Tensor:

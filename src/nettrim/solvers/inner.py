@@ -173,10 +173,9 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
             models[row].settle(values[groups[row]], number >= _CAUTION)
         if not any(models[row].dirty for row in rows):
             return
-    for row in rows:  # out of passes: the last sets stand
+    for row in rows:  # out of passes: the last point stands, with the signs it has
         if models[row].dirty:
-            models[row].solve()
-            models[row].take(float(tau[groups[row]]))
+            models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
 
 
 def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:

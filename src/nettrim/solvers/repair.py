@@ -30,35 +30,35 @@ class Repaired:
 
 def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
     """Make ADMM's iterate `start` (rows, in) of one budget group feasible, or prove that nothing is."""
-    point = make_feasible(problem, start)
+    point = makeis_feasible(problem, start)
     if point is not None:
         return Repaired(point, feasible=True)
     allowed = torch.ones_like(start, dtype=torch.bool)
     if isinstance(problem.penalty, EntryCosts):
         allowed = ~torch.isinf(problem.penalty.full(start)).expand(start.shape)
     fitted = _fit(problem, torch.where((start == 0) & allowed, 1e-12, start))
-    if _feasible(problem, fitted):
+    if is_feasible(problem, fitted):
         return Repaired(_pull_back(problem, fitted, start), feasible=True)
-    if initial is not None and _feasible(problem, initial, margin=0.0):
+    if initial is not None and is_feasible(problem, initial, margin=0.0):
         return Repaired(initial, feasible=True)
     return Repaired(fitted, feasible=False, proof=_infeasibility(problem, fitted))
 
 
-def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
+def makeis_feasible(problem: Problem, start: Tensor) -> Tensor | None:
     """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
 
-    Without hard samples the refit is pulled back along a segment; with them a segment may leave the set at once, so the
-    refit itself is held near the start, as strongly as the budget allows.
+    The refit is pulled back along a segment. With hard samples the segment may leave the set at once, so the refit itself
+    is held near the start, as strongly as the budget allows.
     """
-    if _feasible(problem, start):
+    if is_feasible(problem, start):
         return start
     if problem.soft is None:
         fitted = _fit(problem, start)
-        return _pull_back(problem, fitted, start) if _feasible(problem, fitted) else None
+        return _pull_back(problem, fitted, start) if is_feasible(problem, fitted) else None
     for ridge in _RIDGES:
         fitted = _fit(problem, start, ridge)
-        if _feasible(problem, fitted):
-            return fitted
+        if is_feasible(problem, fitted):
+            return _pull_back(problem, fitted, start)
     return None
 
 
@@ -66,7 +66,7 @@ def _fit(problem: Problem, start: Tensor, ridge: float = 0.0) -> Tensor:
     return torch.stack([fit_support(problem, start[row], row, ridge) for row in range(problem.rows)])
 
 
-def _feasible(problem: Problem, u: Tensor, margin: float | None = None) -> bool:
+def is_feasible(problem: Problem, u: Tensor, margin: float | None = None) -> bool:
     """Inside the constraint by a margin that survives the cast to the inputs' precision."""
     if isinstance(problem.penalty, EntryCosts) and bool((torch.isinf(problem.penalty.full(u)) & (u != 0)).any()):
         return False
@@ -84,7 +84,7 @@ def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        if _feasible(problem, feasible + middle * (start - feasible)):
+        if is_feasible(problem, feasible + middle * (start - feasible)):
             low = middle
         else:
             high = middle
