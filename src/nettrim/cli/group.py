@@ -40,7 +40,8 @@ class Group(TyperGroup):
         except NettrimError as error:
             return _say(str(error), debug)
         except _Complaint as error:
-            if type(error).__name__ == "NoArgsIsHelpError":
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, where that is not shown yet
+                _print(str(getattr(error, "message", "")))
                 return BAD_INPUT
             return _complain(error)
         except (KeyboardInterrupt, typer.Abort):
