@@ -30,7 +30,7 @@ class Repaired:
 
 def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
     """Make ADMM's iterate `start` (rows, in) of one budget group feasible, or prove that nothing is."""
-    point = makeis_feasible(problem, start)
+    point = make_feasible(problem, start)
     if point is not None:
         return Repaired(point, feasible=True)
     allowed = torch.ones_like(start, dtype=torch.bool)
@@ -44,7 +44,7 @@ def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
     return Repaired(fitted, feasible=False, proof=_infeasibility(problem, fitted))
 
 
-def makeis_feasible(problem: Problem, start: Tensor) -> Tensor | None:
+def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
     """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
 
     The refit is pulled back along a segment. With hard samples the segment may leave the set at once, so the refit itself
