@@ -29,8 +29,8 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)), torch.randn(40, 6)
 
 
-def trimmed(checkpoint=None, executor=None, **options):
-    model, data = network()
+def trimmed(checkpoint=None, executor=None, model=None, data=None, **options):
+    model, data = model or network()[0], network()[1] if data is None else data
     options = {"epsilon": 0.2, "budget": "neuron", "progress": False, **options}
     return nettrim.trim(model, data, executor=executor, checkpoint=checkpoint, **options)
 
@@ -134,8 +134,8 @@ def test_blocks_of_another_program_are_solved_again(tmp_path, monkeypatch):
     [
         (lambda: trimmed("DIR", epsilon=0.3), "recipe: epsilon 0.2 there, 0.3 here"),
         (lambda: trimmed("DIR", penalty=nettrim.L1(torch.rand(6))), "recipe"),
-        (lambda: nettrim.trim(network(1)[0], network()[1], epsilon=0.2, budget="neuron", checkpoint="DIR"), "model: 0."),
-        (lambda: nettrim.trim(network()[0], network(1)[1], epsilon=0.2, budget="neuron", checkpoint="DIR"), "data"),
+        (lambda: trimmed("DIR", model=network(1)[0]), "model: 0."),
+        (lambda: trimmed("DIR", data=network(1)[1]), "data"),
     ],
 )
 def test_a_checkpoint_of_another_trim_is_refused(tmp_path, monkeypatch, change, named):

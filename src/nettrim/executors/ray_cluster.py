@@ -1,0 +1,262 @@
+"""Items as tasks of a Ray cluster (extra `ray`): one on this machine, or one that is there already.
+
+Tensors that all items read are put into the object store once and read from shared memory, one copy a machine. A
+task is a pure function of its item, so Ray may run it again when a worker or a machine is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from nettrim.errors import InputError, MissingExtraError, NettrimError, should
+from nettrim.executors.base import name_of
+from nettrim.executors.swap import Slot, put_back, take_out, to_array
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_HEARTBEAT = 5.0  # seconds after which a wait looks up
+_FETCH = 300.0  # seconds that the transfer of a finished result may take
+_NAMED = 3  # items named in a message
+
+
+class ClusterError(NettrimError, RuntimeError):
+    """The cluster did not finish an item: it was lost too often, or nothing came within the time limit."""
+
+
+class Ray:
+    """Runs items on a Ray cluster; the answers are those of one thread of this process.
+
+    The cluster starts, or is connected to, with the first item and serves until `close`, the end of a `with` block, or
+    of the process; use one for a whole trim. Usage statistics and the dashboard are off. Ray listens on all network
+    interfaces, so a cluster started here asks for a token, which only this process and its children have; that of a
+    cluster that is there already is in the hands of who started it (RAY_AUTH_MODE=token, `ray get-auth-token`).
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        workers: int | None = None,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        timeout: float = 3600.0,
+        retries: int = 3,
+    ) -> None:
+        """Nothing starts yet.
+
+        address: of a cluster, such as "10.0.0.1:6379", or "auto"; None starts one here.
+        workers: items at the same time; None: as many as the cluster has room for.
+        cpus, gpus: what an item takes; parts of a GPU are allowed.
+        timeout: seconds without any finished item after which waiting ends.
+        retries: how often an item is run again after its worker or machine was lost.
+        Raises MissingExtraError without Ray, InputError for the other arguments.
+        """
+        for name, value, low in (("cpus", cpus, 0), ("gpus", gpus, 0), ("retries", retries, 0)):
+            if not (isinstance(value, int | float) and value >= low and math.isfinite(value)):
+                raise InputError(should(name, "a number >= 0", repr(value)))
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise InputError(should("workers", "a whole number >= 1, or None", repr(workers)))
+        if not timeout > 0:
+            raise InputError(should("timeout", "a number of seconds > 0", repr(timeout)))
+        self._ray = _import_ray(local=address is None)
+        self._address, self._asked = address, workers
+        self._cpus, self._gpus = float(cpus), float(gpus)
+        self._timeout, self._retries = float(timeout), int(retries)
+        self._shared: dict[int, Any] = {}  # object references by the address of the memory they are copies of
+        self._task: Any = None
+        self._own = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "ray", or "ray://" and a cluster's address. Raises InputError for anything else."""
+        scheme, _, address = text.partition("://")
+        if scheme != "ray" or ("://" in text and not address):
+            raise InputError(should("executor", "ray, or ray://ADDRESS", repr(text)))
+        return cls(address or None)
+
+    @property
+    def workers(self) -> int:
+        """How many items run at the same time; starts the cluster."""
+        self._start()
+        room = sum(self._room(node) for node in self._nodes())
+        return max(1, room if self._asked is None else min(room, self._asked))
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """The tensor, contiguous; items that carry it or views of it carry a reference to the object store's copy."""
+        self._start()
+        tensor = tensor.detach().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
+            self._shared[place] = self._ray.put(to_array(tensor).reshape(-1))
+            weakref.finalize(tensor, self._shared.pop, place, None)
+        return tensor
+
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """function(item) on a GPU of the cluster, or where none was asked for in this process, with all its threads."""
+        if self._gpus:
+            return next(result for _, result in self.map(function, [item]))
+        try:
+            return function(item)
+        except Exception as error:
+            error.add_note(f"While working on {name_of(item, 0)!r}.")
+            raise
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
+        """(index, function(item)) in order of completion; see `Executor.map`.
+
+        The function must be one of a module that the workers can import. A failed item raises its own exception, with
+        the remote traceback as a note; ClusterError when the cluster itself fails.
+        """
+        self._start()
+        source = enumerate(items)
+        pending: dict[Any, tuple[int, str]] = {}
+        try:
+            while True:
+                while len(pending) < 2 * self.workers and (entry := next(source, None)) is not None:
+                    index, item = entry
+                    pending[self._submit(function, item)] = (index, name_of(item, index))
+                if not pending:
+                    return
+                done = self._wait(pending)
+                index, name = pending.pop(done)
+                yield index, self._fetch(done, name)
+        finally:  # also when the reader of the results stops early
+            for reference in pending:
+                self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Stop a cluster that was started here, or let go of one that was there."""
+        self._shared.clear()
+        self._task = None
+        if self._own:
+            self._ray.shutdown()
+            self._own = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._task is not None and self._ray.is_initialized():
+            return
+        self._shared.clear()
+        if not self._ray.is_initialized():
+            self._connect()
+            self._own = True
+        self._check_room()
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": self._retries}
+        self._task = self._ray.remote(**options)(_run)
+
+    def _connect(self) -> None:
+        quiet = {"logging_level": "ERROR", "log_to_driver": False}
+        try:
+            if self._address is None:
+                cpus = None if self._asked is None else max(1, math.ceil(self._asked * self._cpus))
+                self._ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            else:
+                self._ray.init(address=self._address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            got = f"{self._address!r} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            cure = "Check the address, and that both sides have the same version of Ray and the same token."
+            raise InputError(should("address", "None, or that of a cluster that answers", got, cure)) from error
+
+    def _nodes(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _room(self, node: dict[str, float]) -> int:
+        """How many items fit on a machine."""
+        rooms = [node.get(kind, 0.0) // need for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)) if need]
+        return int(min(rooms, default=1))
+
+    def _check_room(self) -> None:
+        """A task that no machine has room for would wait for ever."""
+        nodes = self._nodes()
+        if any(self._room(node) for node in nodes):
+            return
+        for name, kind, need in (("gpus", "GPU", self._gpus), ("cpus", "CPU", self._cpus)):
+            most = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+            if most < need:
+                raise InputError(should(name, f"at most the {most:g} that a machine of the cluster has", f"{need:g}"))
+        raise InputError(should("cpus", "with `gpus` within one machine", f"{self._cpus:g} and {self._gpus:g}"))
+
+    def _submit(self, function: Callable[[Item], Result], item: Item) -> Any:
+        references: list[Any] = []
+
+        def find(tensor: Tensor) -> Slot | None:
+            reference = self._shared.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+            if reference is None:
+                return None
+            if reference not in references:
+                references.append(reference)
+            shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+            number = references.index(reference)
+            return Slot(number, tensor.dtype, True, shape, stride, int(tensor.storage_offset()))
+
+        skeleton, arrays = take_out(item, find)
+        return self._task.remote(function, skeleton, arrays, *references)
+
+    def _wait(self, pending: dict[Any, tuple[int, str]]) -> Any:
+        """The next finished reference; ClusterError after the time limit, saying what was awaited."""
+        limit = time.monotonic() + self._timeout
+        while True:
+            left = limit - time.monotonic()
+            done, _ = self._ray.wait(list(pending), num_returns=1, timeout=max(0.0, min(_HEARTBEAT, left)))
+            if done:
+                return done[0]
+            if left <= 0:
+                names = [name for _, name in pending.values()]
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                nodes = self._nodes()
+                got = (
+                    f"none of {', '.join(map(repr, names[:_NAMED]))}{more}; the cluster has {len(nodes)} machines "
+                    f"with room for {sum(map(self._room, nodes))} items"
+                )
+                cure = "Raise `timeout` if items take that long; finished work is in the checkpoint."
+                raise ClusterError(should("cluster", f"done with an item within {self._timeout:g} s", got, cure))
+
+    def _fetch(self, reference: Any, name: str) -> Any:
+        failures = self._ray.exceptions
+        try:
+            skeleton, arrays = self._ray.get(reference, timeout=_FETCH)
+        except failures.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else ClusterError(str(error))
+            cause.add_note(f"While working on {name!r}.")
+            cause.add_note(f"On the worker:\n{error.traceback_str}")
+            raise cause from None
+        except failures.RayError as error:
+            got = f"{type(error).__name__} for {name!r} after {self._retries} more tries"
+            cure = "Finished work is in the checkpoint: resume. Out of memory: give an item more `cpus`."
+            raise ClusterError(should("cluster", "able to finish an item", got, cure)) from error
+        return put_back(skeleton, arrays, copies=True)
+
+
+def _run(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], *shared: Any) -> Any:
+    """On a worker: the function of the item, with one torch thread as everywhere."""
+    torch.set_num_threads(1)
+    return take_out(function(put_back(skeleton, arrays, shared)))
+
+
+def _import_ray(local: bool) -> ModuleType:
+    """Ray, told before it is loaded what it reads from the environment only."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if local and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray") from error
+    return ray
