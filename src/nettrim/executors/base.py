@@ -39,4 +39,5 @@ class Executor(Protocol):
 
 def name_of(item: object, index: int) -> str:
     """How an item is called in messages: its `name` where it has one."""
-    return str(getattr(item, "name", f"item {index}"))
+    name = getattr(item, "name", None)
+    return name if isinstance(name, str) else f"item {index}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -95,7 +96,7 @@ class Ray:
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor, contiguous; items that carry it or views of it carry a reference to the object store's copy."""
         self._start()
-        tensor = tensor.detach().contiguous()
+        tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
         place = tensor.untyped_storage().data_ptr()
         if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
             self._shared[place] = self._ray.put(to_array(tensor).reshape(-1))
@@ -234,7 +235,7 @@ class Ray:
         except failures.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else ClusterError(str(error))
             cause.add_note(f"While working on {name!r}.")
-            cause.add_note(f"On the worker:\n{error.traceback_str}")
+            cause.add_note(f"On the worker:\n{error}")
             raise cause from None
         except failures.RayError as error:
             got = f"{type(error).__name__} for {name!r} after {self._retries} more tries"
@@ -253,8 +254,11 @@ def _import_ray(local: bool) -> ModuleType:
     """Ray, told before it is loaded what it reads from the environment only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if local and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if local:
+        if "ray" not in sys.modules:  # once loaded, it no longer looks, and asks for a token by itself since 2.60
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray  # noqa: PLC0415  # an extra
     except ImportError as error:

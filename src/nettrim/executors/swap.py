@@ -74,18 +74,19 @@ def _from_array(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 
 def _walk(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """A copy of `value` in which everything of a `kind` is changed, inside dataclasses, tuples, lists and dictionaries."""
+    """A copy in which everything of a `kind` is changed, inside dataclasses, tuples, lists and dictionaries."""
     if isinstance(value, kind):
         return change(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = copy(value)
-        for name, entry in vars(value).items():
-            object.__setattr__(changed, name, _walk(entry, kind, change))  # frozen or not; checks were made already
-        return changed
     if type(value) is tuple:
         return tuple(_walk(entry, kind, change) for entry in value)
     if type(value) is list:
         return [_walk(entry, kind, change) for entry in value]
     if type(value) is dict:
         return {key: _walk(entry, kind, change) for key, entry in value.items()}
-    return value
+    if isinstance(value, type) or not dataclasses.is_dataclass(value):
+        return value
+    changed = copy(value)
+    for entry in dataclasses.fields(value):
+        new = _walk(getattr(value, entry.name), kind, change)
+        object.__setattr__(changed, entry.name, new)  # frozen or not: it was checked when it was built
+    return changed

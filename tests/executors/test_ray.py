@@ -1,0 +1,154 @@
+"""A real Ray cluster of two machines' worth of processes: the same answers, failures that are said, a machine lost."""
+
+import importlib.util
+import os
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import nettrim
+from nettrim.blocks import split
+from nettrim.errors import InputError
+from nettrim.executors import ClusterError, LocalExecutor, Ray
+from nettrim.executors.ray_cluster import _import_ray
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray"),
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    _import_ray(local=True)
+    from ray.cluster_utils import Cluster  # noqa: PLC0415  # an extra
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes(timeout=60)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray(cluster):
+    with Ray(cluster.address, timeout=120) as executor:
+        yield executor
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(split, "_ROWS", 4)
+
+
+def trimmed(executor, checkpoint=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 6))
+    options = {"epsilon": 0.2, "budget": "neuron", "progress": False, **options}
+    return nettrim.trim(model, torch.randn(200, 12), executor=executor, checkpoint=checkpoint, **options)
+
+
+def same(one, other):
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    proofs = zip(one.layers, other.layers, strict=True)
+    return all(torch.equal(a, b) for a, b in pairs) and all(
+        a.totals == b.totals and torch.equal(a.backing[0].dual, b.backing[0].dual) for a, b in proofs
+    )
+
+
+def test_two_machines_give_the_answer_of_one_thread(ray, small_blocks, tmp_path):
+    assert ray.workers == 2
+    for options in ({}, {"scheme": "cascade"}, {"budget": "layer"}):
+        folder = tmp_path / "-".join(options)
+        assert same(trimmed(LocalExecutor(1), **options), trimmed(ray, folder, **options))
+    workers = {line.rsplit('"worker"')[1] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
+    assert len(workers) >= 2
+
+
+def test_shared_tensors_are_put_once_and_let_go(ray):
+    tensor = ray.share(torch.arange(200000.0).reshape(2, -1))
+    assert ray.share(tensor) is tensor
+    assert len(ray._shared) == 1
+    views = [tensor, tensor[1], tensor[:, :3]]
+    results = dict(ray.map(torch.sum, views))
+    assert [float(results[place]) for place in range(3)] == [float(view.sum()) for view in views]
+    del tensor, views
+    assert not ray._shared
+
+
+def test_a_failure_is_raised_with_the_remote_traceback(ray):
+    with pytest.raises(torch.linalg.LinAlgError) as caught:
+        list(ray.map(torch.linalg.cholesky, [torch.eye(2), -torch.eye(2)]))
+    notes = "\n".join(caught.value.__notes__)
+    assert "'item 1'" in notes
+    assert "On the worker:" in notes
+    assert "ray_cluster.py" in notes
+
+
+def test_what_no_machine_has_is_refused_at_once(cluster):
+    with Ray(cluster.address, gpus=2) as executor, pytest.raises(InputError, match="`gpus` should be at most the 0"):
+        list(executor.map(abs, [1]))
+    with Ray(cluster.address, cpus=2) as executor, pytest.raises(InputError, match="`cpus` should be at most the 1"):
+        list(executor.map(abs, [1]))
+
+
+def test_every_wait_ends_and_says_what_it_waited_for(cluster):
+    started = time.monotonic()
+    with Ray(cluster.address, timeout=1) as executor, pytest.raises(ClusterError, match="none of 'item 0'"):
+        list(executor.map(time.sleep, [60]))
+    assert time.monotonic() - started < 30
+
+
+def test_a_worker_that_dies_again_and_again_is_an_error(cluster):
+    with Ray(cluster.address, retries=1) as executor, pytest.raises(ClusterError, match="WorkerCrashed.*'item 0'"):
+        list(executor.map(os._exit, [1]))
+
+
+def test_a_lost_machine_is_made_up_for(cluster, small_blocks):
+    """SIGKILL to all processes of one machine after the second finished block."""
+    expected = trimmed(LocalExecutor(1))
+    extra = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes(timeout=60)
+    finished = 0
+
+    class Losing(Ray):
+        def map(self, function, items):
+            nonlocal finished
+            for result in super().map(function, items):
+                finished += 1
+                if finished == 2:
+                    cluster.remove_node(extra, allow_graceful=False)
+                yield result
+
+    with Losing(cluster.address, timeout=120) as executor:
+        assert executor.workers == 4
+        assert same(expected, trimmed(executor))
+    assert finished > 4
+
+
+def test_a_cluster_of_its_own_asks_for_a_token():
+    with Ray(workers=1) as executor:
+        assert executor.workers == 1
+        assert dict(executor.map(abs, [-3])) == {0: 3}
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize(
+    "options", [{"cpus": -1}, {"gpus": float("nan")}, {"workers": 0}, {"timeout": 0}, {"retries": "x"}]
+)
+def test_options_are_checked(options):
+    with pytest.raises(InputError, match=f"`{next(iter(options))}` should be"):
+        Ray(**options)
+
+
+def test_the_command_lines_spelling():
+    assert Ray.parse("ray")._address is None
+    assert Ray.parse("ray://10.0.0.1:6379")._address == "10.0.0.1:6379"
+    for text in ("ray://", "dask", "rays"):
+        with pytest.raises(InputError, match="`executor` should be"):
+            Ray.parse(text)
