@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nettrim.cli import bench, demo, evaluate, shrink, trim, verify
+from nettrim.cli import bench, demo, evaluate, reproduce, shrink, trim, verify
 from nettrim.cli.group import Group
 from nettrim.version import __version__
 
@@ -52,3 +52,4 @@ app.command("eval")(evaluate.command)
 app.command("verify")(verify.command)
 app.command("shrink")(shrink.command)
 app.command("bench")(bench.command)
+app.command("reproduce")(reproduce.command)

@@ -18,6 +18,14 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where an experiment's data come from, and whether they are the papers' own."""
+
+    name: str
+    papers: bool = True
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows under headings; `None` is shown as a dash."""
 

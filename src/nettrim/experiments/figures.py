@@ -35,7 +35,12 @@ def curves(
                 if name in dashed:
                     style: dict[str, Any] = {"color": PALETTE["dense"], "linestyle": (0, (4, 3)), "linewidth": 1.1}
                 else:
-                    style = {"color": PALETTE[SERIES[order % len(SERIES)]], "marker": "o", "markersize": 3, "linewidth": 1.4}
+                    style = {
+                        "color": PALETTE[SERIES[order % len(SERIES)]],
+                        "marker": "o",
+                        "markersize": 3,
+                        "linewidth": 1.4,
+                    }
                 (names[name],) = axis.plot(x, y, **style)
             axis.set_title(title)
             axis.set_xlabel(across)
@@ -71,7 +76,7 @@ def contours(grids: Mapping[str, ArrayLike], points: ArrayLike, labels: ArrayLik
 
 
 def topology(pairs: Mapping[str, ArrayLike], first: int, last: int) -> str:
-    """Links between neurons `first` to `last` (counted from 1) of two layers, one panel a weight (out, in) (A fig. 1b)."""
+    """Links between neurons `first` to `last` (from 1) of two layers, one panel a weight (out, in) (A fig. 1b)."""
 
     def paint(figure: Any) -> None:
         axes = figure.subplots(1, len(pairs), squeeze=False)[0]
@@ -82,7 +87,9 @@ def topology(pairs: Mapping[str, ArrayLike], first: int, last: int) -> str:
                 weight = float(abs(part[out, before])) / scale
                 axis.plot([0, 1], [before, out], color=PALETTE["measured"], alpha=0.15 + 0.85 * weight, linewidth=0.7)
             for side in (0, 1):
-                axis.plot([side] * len(part), range(len(part)), "o", color=PALETTE["ink"], markersize=3, linestyle="none")
+                axis.plot(
+                    [side] * len(part), range(len(part)), "o", color=PALETTE["ink"], markersize=3, linestyle="none"
+                )
             axis.set_title(f"{title}: {int(np.count_nonzero(part))} links")
             axis.set_ylim(len(part) - 0.5, -0.5)
             axis.axis("off")
@@ -144,7 +151,9 @@ def heat(rates: ArrayLike, across: Sequence[float], up: Sequence[float], lines: 
         axis = figure.subplots()
         shades = axis.pcolormesh(across, up, np.asarray(rates), cmap="Blues", vmin=0, vmax=1, shading="nearest")
         for order, (name, values) in enumerate(lines.items()):
-            axis.plot(across, values, color=(PALETTE["limit"], PALETTE["series-2"])[order % 2], linewidth=1.6, label=name)
+            axis.plot(
+                across, values, color=(PALETTE["limit"], PALETTE["series-2"])[order % 2], linewidth=1.6, label=name
+            )
         axis.set_ylim(up[0], up[-1])
         axis.set_xlabel("s, weights of the neuron")
         axis.set_ylabel("P, samples")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nettrim.errors import DataError, MissingExtraError, should
+from nettrim.experiments.context import Source
 
 VARIABLE = "NETTRIM_DATA"
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -35,7 +36,7 @@ _LARGEST = 64 * 2**20  # bytes of one file, uncompressed
 class Images:
     """Images with labels, in the original order, for training and for testing."""
 
-    name: str
+    source: Source
     train: Tensor  # (samples, pixels) float32 in [0, 1]
     train_labels: Tensor  # (samples,) int64
     test: Tensor
@@ -46,9 +47,16 @@ class Images:
         """The first samples of each part, as A section 5.2 takes them. Raises DataError where there are fewer."""
         if train > len(self.train):
             cure = f"Put MNIST in place ({VARIABLE}), or use --quick."
-            raise DataError(should("training samples", f"at most the {len(self.train)} of {self.name}", train, cure))
+            raise DataError(
+                should("training samples", f"at most the {len(self.train)} of {self.source.name}", train, cure)
+            )
         return Images(
-            self.name, self.train[:train], self.train_labels[:train], self.test[:test], self.test_labels[:test], self.side
+            self.source,
+            self.train[:train],
+            self.train_labels[:train],
+            self.test[:test],
+            self.test_labels[:test],
+            self.side,
         )
 
 
@@ -77,7 +85,9 @@ def find_mnist(download: bool = True) -> Path:
             reason = f"no mirror could be read ({error})"
     names = ", ".join(f"{name}.gz" for name in FILES)
     cure = f"Put {names} into {places[-1]}, or into a folder that the environment variable {VARIABLE} names."
-    raise DataError(should("MNIST", "in one of " + ", ".join(map(repr, map(str, places))), f"no such files; {reason}", cure))
+    raise DataError(
+        should("MNIST", "in one of " + ", ".join(map(repr, map(str, places))), f"no such files; {reason}", cure)
+    )
 
 
 def load_mnist(download: bool = True) -> Images:
@@ -87,7 +97,7 @@ def load_mnist(download: bool = True) -> Images:
     train, train_labels, test, test_labels = (arrays[name] for name in FILES)
     pixels = train[0].size
     return Images(
-        "MNIST",
+        Source("MNIST"),
         torch.from_numpy(train.reshape(-1, pixels).astype(np.float32) / 255),
         torch.from_numpy(train_labels.astype(np.int64)),
         torch.from_numpy(test.reshape(-1, pixels).astype(np.float32) / 255),
@@ -122,7 +132,9 @@ def read_idx(path: Path, checksum: str | None = None) -> np.ndarray:
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(should(path.name, "a whole, undamaged IDX file", f"'{path}': {error}", "Get it again.")) from error
+        raise DataError(
+            should(path.name, "a whole, undamaged IDX file", f"'{path}': {error}", "Get it again.")
+        ) from error
 
 
 def load_digits_instead() -> Images:
@@ -134,12 +146,12 @@ def load_digits_instead() -> Images:
         from sklearn.datasets import load_digits  # noqa: PLC0415  # an extra
     except ImportError as error:  # pragma: no cover - needs an installation without the extra
         raise MissingExtraError("scikit-learn", "experiments") from error
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    images = torch.from_numpy((data.data[order] / 16).astype(np.float32))
-    labels = torch.from_numpy(data.target[order].astype(np.int64))
+    pixels, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(digits))
+    images = torch.from_numpy((pixels[order] / 16).astype(np.float32))
+    labels = torch.from_numpy(digits[order].astype(np.int64))
     name = "scikit-learn's 8 x 8 digits, which stand in for MNIST: no number here is the paper's"
-    return Images(name, images[:1500], labels[:1500], images[1500:], labels[1500:], side=8)
+    return Images(Source(name, False), images[:1500], labels[:1500], images[1500:], labels[1500:], side=8)
 
 
 def load_images(stand_in: bool = False) -> Images:

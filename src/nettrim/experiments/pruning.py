@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from nettrim.api import trim
 
-PAPER: Mapping[str, Any] = {"constraint": "strict", "refit": False}  # the papers' method: C_eps of N eq. (3), select alone
-OURS: Mapping[str, Any] = {"constraint": "distance", "refit": True}  # this package's default
+# the papers' method, C_eps of N eq. (3) without a refit, and this package's default
+PAPER: Mapping[str, Any] = {"constraint": "strict", "refit": False}
+OURS: Mapping[str, Any] = {"constraint": "distance", "refit": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,10 @@ class Pruned:
     bound: float | None  # the theorem's, in percent
     gap: float  # the largest relative optimality gap of a layer
     certified: bool
-    seconds: float
+    seconds: float  # of solving, all layers together
+    objective: float  # sum of absolute weights (the penalty) of all layers
+    before: int  # weights before
+    layer_discrepancies: tuple[float, ...]  # of each layer alone, in percent
     notes: tuple[str, ...]
 
     @property
@@ -40,6 +44,7 @@ class Pruned:
         """What a checkpoint keeps."""
         return {
             "total": self.total,
+            "before": self.before,
             "weights": list(self.weights),
             "discrepancy": self.discrepancy,
             "bound": self.bound,
@@ -66,6 +71,9 @@ def prune(model: nn.Module, data: Tensor, epsilon: float | Mapping[str, float], 
         gap=max((layer.gap for layer in layers if layer.gap is not None), default=0.0),
         certified=all(layer.certified for layer in layers),
         seconds=math.fsum(layer.seconds for layer in layers),
+        objective=math.fsum(layer.objective or 0.0 for layer in layers),
+        before=sum(layer.nonzeros_before for layer in layers),
+        layer_discrepancies=tuple(100 * (layer.discrepancy or 0.0) for layer in layers),
         notes=result.notes,
     )
 

@@ -15,7 +15,7 @@ import torch
 
 from nettrim.errors import InputError, should
 from nettrim.experiments.checkpoints import Checkpoints, settings_digest
-from nettrim.experiments.context import Context, Findings, Say
+from nettrim.experiments.context import Context, Findings, Say, Source
 from nettrim.experiments.settings import Settings, read_settings
 from nettrim.experiments.verdicts import Compared, compare
 from nettrim.experiments.writing import RunFacts, write_findings
@@ -23,9 +23,9 @@ from nettrim.version import __version__
 
 
 class Experiment(Protocol):
-    """What a module of this package offers: its data's name (part of what checkpoints depend on), and its work."""
+    """What a module of this package offers: its data (checkpoints depend on them), and its work."""
 
-    def data_name(self, options: dict[str, Any]) -> str: ...
+    def data_source(self, options: dict[str, Any]) -> Source: ...
 
     def run(self, context: Context) -> Findings: ...
 
@@ -59,35 +59,38 @@ def reproduce(
 ) -> Reproduced:
     """Run an experiment, or what is left of it, and write tables, figures, settings and verdicts to `folder`.
 
-    `quick`: a small version that takes under two minutes. `only`: patterns of the parts to run ("NN2-10K"); parts that an
-    earlier run finished are shown all the same. Raises InputError for an unknown name or part, DataError for missing data.
+    `quick`: a small version that takes under two minutes. `only`: patterns of the parts to run ("NN2-10K"); parts
+    that an earlier run finished are shown all the same.
+    Raises InputError for an unknown name or part, DataError for missing data.
     """
     settings, experiment = load(name)
     if folder.exists() and not folder.is_dir():
         raise InputError(should("--output", "a directory", repr(str(folder))))
     options = settings.options(quick)
-    data = experiment.data_name(options)
-    facts = {"name": name, "version": __version__, "data": data, "options": options}
+    data = experiment.data_source(options)
+    facts = {"name": name, "version": __version__, "data": data.name, "options": options}
     checkpoints = Checkpoints(folder / "parts", settings_digest(facts))
-    context = Context(options, checkpoints, say, quick, tuple(only), made_by(), None if device is None else torch.device(device))
+    context = Context(
+        options, checkpoints, say, quick, tuple(only), made_by(), None if device is None else torch.device(device)
+    )
     minutes = settings.minutes["quick" if quick else "full"]
     version = "quick version" if quick else "full version"
-    say(f"{name}: {settings.title}. {version}, about {_minutes(minutes)} on two cores. Data: {data}.")
+    say(f"{name}: {settings.title}. {version}, about {_minutes(minutes)} on two cores. Data: {data.name}.")
     say(f"Finished parts go to {folder}: an interrupted run goes on from there when it is started again.")
     started = time.perf_counter()
     findings = experiment.run(context)
     seconds = sum(context.seconds.values()) or time.perf_counter() - started
     if only and not context.seconds:
         raise InputError(should("--only", "a pattern that some part matches", ", ".join(map(repr, only))))
-    compared = compare(settings.expected, findings.numbers)
+    compared = compare(settings.expected, findings.numbers, comparable=data.papers and not quick)
     run_facts = RunFacts(
         command=f"nettrim reproduce {name}" + (" --quick" if quick else ""),
         quick=quick,
-        data=data,
+        data=data.name,
         options=options,
         seconds=seconds,
         made_by=tuple(sorted(context.makers)) or (made_by(),),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads of torch {torch.__version__}, {device or 'CPU'}",
+        machine=f"{platform.machine()}, torch {torch.__version__} on {device or 'the CPU'}",
         parts=len(context.seconds),
     )
     write_findings(folder, settings, findings, compared, run_facts)

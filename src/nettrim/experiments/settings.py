@@ -35,7 +35,7 @@ class Settings:
 
 def names() -> tuple[str, ...]:
     """Every experiment that has settings, by name."""
-    folder = files(__package__) / _FOLDER
+    folder = files("nettrim.experiments") / _FOLDER
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
@@ -44,7 +44,7 @@ def read_settings(name: str) -> Settings:
     known = names()
     if name not in known:
         raise InputError(should("NAME", "an experiment", repr(name), near(name, known)))
-    data = tomllib.loads((files(__package__) / _FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads((files("nettrim.experiments") / _FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     expected = tuple(_expected(entry) for entry in _flat(data.get("paper", ())))
     return Settings(
         name=name,

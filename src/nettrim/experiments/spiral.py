@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nettrim.errors import DataError, should
+from nettrim.experiments.context import Source
 from nettrim.experiments.mnist import VARIABLE, cache_folder
 
 FILE = "h2o_spiral.csv"
@@ -23,13 +24,16 @@ _SCALE = 6.5 / 1.4  # brings the CMU points to the H2O file's extent
 class Spirals:
     """Points in the plane, of two classes."""
 
-    name: str
+    source: Source
     points: Tensor  # (samples, 2) float32
     labels: Tensor  # (samples,) int64
 
 
 def load_spirals() -> Spirals:
-    """The H2O points of A section 5.1 from NETTRIM_DATA or the cache, else the CMU points. Raises DataError for a damaged file."""
+    """The H2O points of A section 5.1 from NETTRIM_DATA or the cache, else the CMU points.
+
+    Raises DataError for a damaged file.
+    """
     path = find_spirals()
     return cmu_spirals() if path is None else read_spirals(path)
 
@@ -56,16 +60,18 @@ def read_spirals(path: Path) -> Spirals:
         be = f"a table x, y, color of {_POINTS} points in two colours"
         raise DataError(should(FILE, be, f"'{path}': {error}")) from error
     labels = torch.tensor([classes.index(colour) for colour in colours])
-    return Spirals("the H2O spirals (200 points)", torch.tensor(points), labels)
+    return Spirals(Source("the H2O spirals (200 points)"), torch.tensor(points), labels)
 
 
 def cmu_spirals() -> Spirals:
-    """The CMU benchmark's 194 points: angle i pi / 16, radius 6.5 (104 - i) / 104, i = 0..96, and their mirror images."""
+    """The CMU benchmark's 194 points: angle i pi / 16, radius 6.5 (104 - i) / 104, i = 0..96, and their mirrors."""
     points, labels = [], []
     for i in range(97):
         angle, radius = i * math.pi / 16, 6.5 * (104 - i) / 104 / _SCALE
         x, y = radius * math.sin(angle), radius * math.cos(angle)
         points += [(x, y), (-x, -y)]
         labels += [1, 0]
-    name = f"the CMU two spirals (194 points, generated), since no {FILE} was found in {VARIABLE}: not the papers' points"
-    return Spirals(name, torch.tensor(points), torch.tensor(labels))
+    name = (
+        f"the CMU two spirals (194 points, generated), since no {FILE} was found in {VARIABLE}: not the papers' points"
+    )
+    return Spirals(Source(name, False), torch.tensor(points), torch.tensor(labels))

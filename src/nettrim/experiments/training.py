@@ -1,4 +1,4 @@
-"""Training on the CPU or a GPU, deterministic by seed: fully connected and convolutional networks, dropout, l1, masks."""
+"""Training, deterministic by seed: fully connected and convolutional networks, dropout, l1, masks."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def train(
 ) -> float:
     """Train in place by cross-entropy and return the last epoch's mean loss.
 
-    `masks`: weights by parameter name that stay zero (fine-tuning on a support). The same seed gives the same weights on
-    the same machine.
+    `masks`: False where a weight, by parameter name, stays zero (fine-tuning on a support). The same seed gives the
+    same weights on the same machine.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from nettrim.errors import InputError, should
@@ -17,6 +17,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     DIFFERS = "differs"
     MISSING = "not run"
+    UNLIKE = "not comparable"  # another size, or other data
 
 
 class Sense(StrEnum):
@@ -83,10 +84,21 @@ def judge(expected: Expected, measured: float | None) -> Compared:
     return Compared(expected, measured, Verdict.DIFFERS, expected.why or "No reason is known.")
 
 
-def compare(expected: Sequence[Expected], measured: Mapping[str, float]) -> tuple[Compared, ...]:
-    """The verdict on every expected number. Raises InputError for a measured NaN-free key that nothing expects twice."""
+def compare(
+    expected: Sequence[Expected], measured: Mapping[str, float], *, comparable: bool = True
+) -> tuple[Compared, ...]:
+    """The verdict on every expected number; `comparable` says whether size and data are the paper's.
+
+    Raises InputError where a number is expected twice.
+    """
     keys = [entry.key for entry in expected]
     doubled = {key for key in keys if keys.count(key) > 1}
     if doubled:
         raise InputError(should("expected numbers", "named once each", ", ".join(sorted(doubled))))
-    return tuple(judge(entry, measured.get(entry.key)) for entry in expected)
+    judged = tuple(judge(entry, measured.get(entry.key)) for entry in expected)
+    if comparable:
+        return judged
+    why = "Smaller than the paper's experiment, or on other data."
+    return tuple(
+        entry if entry.measured is None else replace(entry, verdict=Verdict.UNLIKE, reason=why) for entry in judged
+    )

@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nettrim.experiments.context import Findings, Table
+from nettrim.experiments.context import Findings
 from nettrim.experiments.settings import Settings
 from nettrim.experiments.verdicts import Compared, Verdict
 
@@ -74,7 +74,10 @@ def markdown(
     if facts.quick:
         lines += ["**This is the quick version: smaller than the paper's experiment.**", ""]
     lines += ["```bash", facts.command, "```", ""]
-    lines += [f"Made by {made}. Data: {facts.data}. Time: {_time(facts.seconds)} in {facts.parts} parts ({facts.machine}).", ""]
+    lines += [
+        f"Made by {made}. Data: {facts.data}. Time: {_time(facts.seconds)} in {facts.parts} parts ({facts.machine}).",
+        "",
+    ]
     if compared:
         counts = Counter(entry.verdict for entry in compared)
         told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])

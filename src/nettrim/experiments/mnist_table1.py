@@ -1,0 +1,238 @@
+"""N table 1: six networks on MNIST, trimmed at small and at large epsilon, beside HPTD; fine-tuning after either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from nettrim.experiments.checkpoints import Cell, as_state, of_state
+from nettrim.experiments.context import Context, Findings, Source, Table, mean
+from nettrim.experiments.image_nets import tested, trained
+from nettrim.experiments.mnist import Images, load_images
+from nettrim.experiments.pruning import OURS, PAPER, Pruned, discrepancy, prune, seek, supports, truncated
+from nettrim.experiments.training import Training, train
+from nettrim.experiments.verdicts import Claim
+
+PANELS = ("a", "b")  # smaller and larger epsilon
+TRIMMED = "trimmed."
+_ROWS = (  # as in the paper, and ours at equal discrepancy and at equal sparsity
+    ("Init. Mod. Acc. (%)", "initial accuracy"),
+    ("Total Pruning (%)", "pruning"),
+    ("NT Overall Disc. (%)", "discrepancy"),
+    ("NT No FT Acc. (%)", "accuracy"),
+    ("HPTD No FT Acc. (%)", "HPTD accuracy"),
+    ("NT + FT Acc. (%)", "tuned accuracy"),
+    ("HPTD + FT Acc. (%)", "HPTD tuned accuracy"),
+)
+_OURS = (
+    ("our default, equal discrepancy: pruning (%)", "ours D", "pruning"),
+    ("our default, equal discrepancy: discrepancy (%)", "ours D", "discrepancy"),
+    ("our default, equal discrepancy: accuracy (%)", "ours D", "accuracy"),
+    ("our default, equal discrepancy, + FT: accuracy (%)", "ours D", "tuned accuracy"),
+    ("our default, equal sparsity: pruning (%)", "ours S", "pruning"),
+    ("our default, equal sparsity: discrepancy (%)", "ours S", "discrepancy"),
+    ("our default, equal sparsity: accuracy (%)", "ours S", "accuracy"),
+    ("our default, equal sparsity, + FT: accuracy (%)", "ours S", "tuned accuracy"),
+)
+Column = Mapping[str, Any]
+Found = dict[tuple[str, str, str], dict[str, float]]  # (column, panel, method) -> means over the seeds
+
+
+def data_source(options: Mapping[str, Any]) -> Source:
+    return load_images(options["stand_in"]).source
+
+
+def run(context: Context) -> Findings:
+    """Column by column, seed by seed; epsilon is searched for on the first seed and kept for the others."""
+    options = context.options
+    images = load_images(options["stand_in"])
+    found: Found = {}
+    counts: dict[str, int] = {}
+    for name, column in options["columns"].items():
+        if not context.wanted(name) and context.checkpoints.read(f"{name}/0/trained") is None:
+            continue
+        data = images.first(column["samples"])
+        for panel in PANELS:
+            runs: dict[str, list[Mapping[str, Any]]] = {}
+            for seed in range(options["seeds"]):
+                if not context.wanted(name) and context.checkpoints.read(f"{name}/{seed}/trained") is None:
+                    continue
+                dense, cell = trained(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
+                for method in ("NT", "ours D", "ours S"):
+                    part = trim_column(context, data, dense, name, panel, seed, method)
+                    if part is None:
+                        break
+                    start = {"initial accuracy": cell.numbers["accuracy"]}
+                    runs.setdefault(method, []).append({**start, **part.numbers})
+            for method, made in runs.items():
+                keys = [key for key, value in made[0].items() if isinstance(value, int | float)]
+                found[name, panel, method] = {key: mean([run[key] for run in made]) for key in keys}
+                best = [run["HPTD tuned accuracy"] for run in made if "HPTD tuned accuracy" in run]
+                trapped = [
+                    run["initial accuracy"] - value > options["trapped"] for run, value in zip(made, best, strict=False)
+                ]
+                found[name, panel, method]["trapped"] = mean([float(value) for value in trapped]) if trapped else 0.0
+                counts[name] = len(made)
+    tables = tuple(_table(panel, options["columns"], found, counts) for panel in PANELS)
+    numbers = {
+        f"{column}/{panel}: {title}": found[column, panel, "NT"][key]
+        for column in options["columns"] for panel in PANELS if (column, panel, "NT") in found for title, key in _ROWS
+    }  # fmt: skip
+    return Findings(tables, numbers, _claims(found))
+
+
+def trim_column(
+    context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str
+) -> Cell | None:
+    """One trimmed network: "NT", the paper's method, or ours at its discrepancy ("ours D") or sparsity ("ours S")."""
+    if not context.wanted(name) and context.checkpoints.read(f"{name}/{seed}/{panel}/{method}") is None:
+        return None
+    return context.cell(
+        f"{name}/{seed}/{panel}/{method}", partial(_trim, context, data, dense, name, panel, seed, method)
+    )
+
+
+def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str) -> Cell:
+    options = context.options
+    column = options["columns"][name]
+    calibration = data.train.to(context.device or "cpu")
+    how = dict(PAPER if method == "NT" else OURS)
+    if column["hidden"] == "cnn":
+        how["targets"] = ("8", "10")  # N retrains the fully connected layers alone
+    more = {"device": context.device, "tolerance": options["tolerance"], **how}
+
+    def attempt(epsilon: float) -> Pruned:
+        context.say(f"  {name}/{seed}/{panel}/{method}: trimming at epsilon {epsilon:.4g}")
+        return prune(dense, calibration, epsilon, **more)
+
+    if seed == 0:
+        first = None if method == "NT" else trim_column(context, data, dense, name, panel, 0, "NT")
+        if method == "ours S":
+            assert first is not None
+            pruned = seek(attempt, lambda found: found.total, first.numbers["total"], first.numbers["epsilon"],
+                          rising=False, within=options["within"], most=options["attempts"])  # fmt: skip
+        else:
+            target = column["discrepancy"][panel] if first is None else first.numbers["discrepancy"]
+            start = options["start"][panel] if first is None else first.numbers["epsilon"]
+            pruned = seek(attempt, lambda found: found.discrepancy, target, start, within=options["within"],
+                          most=options["attempts"])  # fmt: skip
+    else:
+        other = _first_seed(context, data, column, name, panel, method)
+        pruned = attempt(other)
+    numbers = pruned.numbers() | {
+        "pruning": 100 * (1 - pruned.total / pruned.before),
+        "accuracy": tested(pruned.model, data, context),
+        **_tuned(context, data, pruned.model, column, seed, ""),
+    }
+    if method == "NT":
+        numbers |= _hptd(context, data, dense, pruned, column, seed)
+    return Cell(numbers, of_state(pruned.model, TRIMMED))
+
+
+def _first_seed(context: Context, data: Images, column: Column, name: str, panel: str, method: str) -> float:
+    dense, _ = trained(context, data, column["hidden"], column["training"], 0, f"{name}/0")
+    first = trim_column(context, data, dense, name, panel, 0, method)
+    assert first is not None
+    return float(first.numbers["epsilon"])
+
+
+def _tuned(
+    context: Context,
+    data: Images,
+    model: nn.Module,
+    column: Column,
+    seed: int,
+    prefix: str,
+    masks: Mapping[str, Tensor] | None = None,
+) -> dict[str, float]:
+    """Accuracy after fine-tuning on the support; the model given is not changed by it."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    device = context.device or "cpu"
+    tuning = Training(**{**column["training"], **context.options["tuning"]})
+    train(model, data.train.to(device), data.train_labels.to(device), tuning, seed + 1000, masks or supports(model))
+    found = {f"{prefix}tuned accuracy": tested(model, data, context)}
+    model.load_state_dict(state)
+    return found
+
+
+def _hptd(
+    context: Context, data: Images, dense: nn.Module, pruned: Pruned, column: Column, seed: int
+) -> dict[str, float]:
+    """HPTD: as many weights of each layer truncated as Net-Trim pruned, then fine-tuned in the same way."""
+    old, new = supports(dense), supports(pruned.model)
+    keep = {name: int(mask.sum()) for name, mask in new.items() if not bool((mask == old[name]).all())}
+    cut = truncated(dense, keep)
+    return {
+        "HPTD accuracy": tested(cut, data, context),
+        "HPTD discrepancy": discrepancy(dense, cut, data.train.to(context.device or "cpu")),
+        **_tuned(context, data, cut, column, seed, "HPTD "),
+    }
+
+
+def trimmed_state(cell: Cell) -> dict[str, Tensor]:
+    """The trimmed network's state of a cell made by `trim_column`."""
+    return as_state(cell.arrays, TRIMMED)
+
+
+def _table(panel: str, columns: Sequence[str] | Mapping[str, Any], found: Found, counts: Mapping[str, int]) -> Table:
+    shown = [name for name in columns if (name, panel, "NT") in found]
+    rows: list[tuple[Any, ...]] = [
+        (title, *(found[name, panel, "NT"].get(key) for name in shown)) for title, key in _ROWS
+    ]
+    for title, method, key in _OURS:
+        rows.append((title, *(found.get((name, panel, method), {}).get(key) for name in shown)))
+    rows.append(
+        ("HPTD: discrepancy without FT (%)", *(found[name, panel, "NT"].get("HPTD discrepancy") for name in shown))
+    )
+    rows.append(("HPTD: share of seeds trapped (EMT)", *(found[name, panel, "NT"]["trapped"] for name in shown)))
+    rows.append(("epsilon", *(found[name, panel, "NT"].get("epsilon") for name in shown)))
+    rows.append(("seeds", *(counts[name] for name in shown)))
+    size = "smaller" if panel == "a" else "larger"
+    return Table(f"table-1{panel}", f"Table 1 ({panel}): {size} epsilon", ("", *shown), tuple(rows))
+
+
+def _claims(found: Found) -> tuple[Claim, ...]:
+    cells = {place[:2]: numbers for place, numbers in found.items() if place[2] == "NT"}
+    if not cells:
+        return ()
+    near = max(got["initial accuracy"] - got["accuracy"] for (_, panel), got in cells.items() if panel == "a")
+    claims = [
+        Claim("At small epsilon the test accuracy stays close to the initial one.", "N section 6", near <= 0.5,
+              f"the largest loss is {near:.2f} points"),
+    ]  # fmt: skip
+    tuned = {place: got["tuned accuracy"] - got["HPTD tuned accuracy"] for place, got in cells.items()}
+    wins = sum(gain >= 0 for gain in tuned.values())
+    claims.append(Claim("With fine-tuning Net-Trim beats HPTD in every scenario.", "N section 6", wins == len(tuned),
+                        f"in {wins} of {len(tuned)}, by {min(tuned.values()):.2f} to {max(tuned.values()):.2f} points"))  # fmt: skip
+    basic = {place: got["accuracy"] - got["HPTD tuned accuracy"] for place, got in cells.items()}
+    wins = sum(gain > 0 for gain in basic.values())
+    claims.append(Claim("Without fine-tuning Net-Trim beats fine-tuned HPTD in many scenarios.", "N section 6",
+                        2 * wins >= len(basic), f"in {wins} of {len(basic)}"))  # fmt: skip
+    worst = max(got["HPTD accuracy"] for got in cells.values())
+    claims.append(Claim("HPTD without fine-tuning makes very large errors (accuracy under 75 %).", "N table 1, row 5",
+                        worst < 75, f"its accuracy is up to {worst:.2f} %"))  # fmt: skip
+    trapped = [place for place, got in cells.items() if got["trapped"] == 1.0]
+    claims.append(Claim("HPTD is trapped in early minima in some scenarios.", "N table 1, EMT", bool(trapped),
+                        ", ".join(f"{name} ({panel})" for name, panel in trapped) or "in none, with no seed"))  # fmt: skip
+    columns = {name for name, _ in cells}
+    both = [name for name in columns if all((name, panel) in cells for panel in PANELS)]
+    if both:
+        more = all(cells[name, "b"]["pruning"] > cells[name, "a"]["pruning"] for name in both)
+        told = "; ".join(
+            f"{name} {cells[name, 'a']['pruning']:.1f} to {cells[name, 'b']['pruning']:.1f} %" for name in sorted(both)
+        )
+        claims.append(Claim("More discrepancy prunes more.", "N section 6", more, told))
+    for method, text in (("ours D", "at equal discrepancy"), ("ours S", "at equal sparsity")):
+        pairs = [
+            (got, found[name, panel, method]) for (name, panel), got in cells.items() if (name, panel, method) in found
+        ]
+        if pairs:
+            better = sum(ours["accuracy"] >= got["accuracy"] for got, ours in pairs)
+            told = f"in {better} of {len(pairs)} scenarios; pruning " + ", ".join(
+                f"{ours['pruning']:.1f} against {got['pruning']:.1f} %" for got, ours in pairs
+            )
+            claims.append(Claim(f"Our default {text} is at least as accurate.", "here", better == len(pairs), told))
+    return tuple(claims)
