@@ -1,13 +1,13 @@
 """Certificates of one program: is it feasible, and how far from optimal can it be?
 
-Everything is computed in float64 from the program, a weight and multipliers, whoever made them. With
-r = dual (samples, out) and t = r' inputs (out, in), weak duality gives for any feasible U and any scale s_m >= 0 of row m
+Everything is computed in float64 from the program, a weight and multipliers, whoever made them. With r = dual
+(samples, out) and t = r' inputs (out, in), weak duality gives for any feasible U and any scale s_m >= 0 of row m
 
     penalty(U) >= sum_m s_m h_m - sum_g eps_g sqrt(sum_{m in g} s_m^2 n_m^2) - penalty*(s t),
 
-h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball; docs/mathematics.md
-derives it and the regularised form. Multipliers of the wrong sign are clipped, free columns are made to vanish,
-and the scales put s t into the domain of the conjugate, so every array yields a valid bound.
+h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball. The derivation and
+the regularised form are in docs/mathematics.md. Multipliers of the wrong sign are clipped, free columns are made to
+vanish, and the scales put s t into the domain of the conjugate, so every array yields a valid bound.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ _ROUNDING = 1e-11  # relative size under which a sum that should vanish is round
 class Certificate:
     """What can be said of a weight without trusting the solver.
 
-    `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number no feasible
+    `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number no
+    feasible
     weight can undercut, `gap` = (objective - bound) / objective. `discrepancy` is the Frobenius norm of all distances.
     `violation` is the worst excess over a constraint: (distance - eps) / eps of a group, or, for entries whose distance
-    must be zero, the excess over the norm of that neuron's responses. The `group_` arrays hold the same per budget group.
+    must be zero, the excess over the norm of that neuron's responses. The `group_` arrays hold the same per budget
+    group.
     """
 
     objective: float
@@ -94,12 +96,15 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
 
 
 def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row, in float64: the sum of squared distances counted in the ball, and the worst relative excess of the rest."""
+    """Per row, in float64: the sum of squared distances counted in the ball, and the worst relative excess of the
+    rest."""
     squares = weight.new_zeros(weight.shape[0])
     excess = weight.new_zeros(weight.shape[0])
     norm = weight.new_zeros(weight.shape[0])
     for chunk in _sample_chunks(program):
-        inputs, lower, upper = (array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper))
+        inputs, lower, upper = (
+            array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
+        )
         product = inputs @ weight.T
         gap = product - product.clamp(lower, upper)
         if program.constraint == "strict":
@@ -113,7 +118,8 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lower_bound(program: Program, dual: Tensor) -> Tensor:
-    """The dual bound of each budget group, (groups,) float64, at least 0; a penalty that couples rows: total in group 0."""
+    """The dual bound of each budget group, (groups,) float64, at least 0; a penalty that couples rows: total in group
+    0."""
     dual = dual.detach().to(program.inputs.device, torch.float64)
     penalty = program.penalty.to(dual)
     dual = _vanish_on_free_columns(program, dual, penalty.free(program.shape))
@@ -153,11 +159,22 @@ def _shrinks(program: Program, penalty) -> list[float]:
     """Further scales worth trying when the bound is not linear in the scale."""
     if penalty.is_norm and program.regularization is None:
         return [1.0]
-    return [1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05] if not penalty.is_norm else [1.0]
+    return (
+        [1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05]
+        if not penalty.is_norm
+        else [1.0]
+    )
 
 
 def _bound_at(
-    program: Program, penalty, scale: Tensor, support: Tensor, ball: Tensor, transposed: Tensor, groups: Tensor, count: int
+    program: Program,
+    penalty,
+    scale: Tensor,
+    support: Tensor,
+    ball: Tensor,
+    transposed: Tensor,
+    groups: Tensor,
+    count: int,
 ) -> Tensor:
     conjugate = penalty.conjugate(transposed * scale[:, None]) if not penalty.is_norm else 0.0
     if program.regularization is not None:
@@ -181,7 +198,9 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     support, squares = dual.new_zeros(rows), dual.new_zeros(rows)
     transposed = dual.new_zeros(rows, columns)
     for chunk in _sample_chunks(program):
-        inputs, lower, upper = (array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper))
+        inputs, lower, upper = (
+            array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
+        )
         part = _clip(dual[chunk], lower, upper)
         support += (torch.where(part > 0, part * lower, 0.0) + torch.where(part < 0, part * upper, 0.0)).sum(dim=0)
         counted = torch.where(lower != upper, 0.0, part) if program.constraint == "strict" else part
@@ -239,7 +258,9 @@ def _sample_chunks(program: Program) -> Iterator[slice]:
 
 
 def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
-    return torch.maximum(torch.nan_to_num(lower, posinf=0.0, neginf=0.0) ** 2, torch.nan_to_num(upper, posinf=0.0, neginf=0.0) ** 2)
+    return torch.maximum(
+        torch.nan_to_num(lower, posinf=0.0, neginf=0.0) ** 2, torch.nan_to_num(upper, posinf=0.0, neginf=0.0) ** 2
+    )
 
 
 def _response_scale(program: Program) -> Tensor:

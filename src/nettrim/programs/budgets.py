@@ -46,9 +46,15 @@ def split_epsilon(epsilon: float | Tensor, groups: Tensor) -> Tensor:
     if given.ndim == 0:
         return given * torch.sqrt(sizes / sizes.sum())
     if given.shape != sizes.shape:
-        raise InputError(should("epsilon", f"one number, or one for each of {len(sizes)} budget groups", _show(epsilon)))
+        raise InputError(
+            should("epsilon", f"one number, or one for each of {len(sizes)} budget groups", _show(epsilon))
+        )
     return given
 
 
 def _show(epsilon: float | Tensor) -> str:
-    return f"shape {tuple(epsilon.shape)}, values {epsilon.flatten()[:4].tolist()}" if isinstance(epsilon, Tensor) else repr(epsilon)
+    return (
+        f"shape {tuple(epsilon.shape)}, values {epsilon.flatten()[:4].tolist()}"
+        if isinstance(epsilon, Tensor)
+        else repr(epsilon)
+    )

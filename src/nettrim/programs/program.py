@@ -1,6 +1,7 @@
 """One layer's convex program.
 
-    minimise  penalty(U)   subject to   || dist(inputs U' + offset, [lower, upper]) ||_g <= eps_g   for every budget group g
+    minimise  penalty(U)   subject to   || dist(inputs U' + offset, [lower, upper]) ||_g <= eps_g   for every budget
+    group g
 
 with [lower, upper] the preimage of the responses (`constraint="distance"`), or with distance exactly zero
 wherever that interval is not a point (`constraint="strict"`, the set C_eps of N eq. 3). The regularised form
@@ -73,8 +74,11 @@ class Program:
             )
         if 0 in inputs.shape or 0 in responses.shape:
             raise DataError(
-                should("inputs", "of at least one sample, input and neuron",
-                       f"inputs {tuple(inputs.shape)}, responses {tuple(responses.shape)}")
+                should(
+                    "inputs",
+                    "of at least one sample, input and neuron",
+                    f"inputs {tuple(inputs.shape)}, responses {tuple(responses.shape)}",
+                )
             )
         if constraint not in ("distance", "strict"):
             raise InputError(should("constraint", "'distance' or 'strict'", repr(constraint)))
@@ -124,11 +128,25 @@ class Program:
         """The program of a ReLU layer (N eq. 4; with `slack` N eq. 6). Arguments as in `of`; responses must be >= 0."""
         if isinstance(responses, Tensor) and bool((responses < 0).any()):
             raise DataError(
-                should("responses", "at least 0, as a ReLU answers", f"a minimum of {float(responses.min()):g}",
-                       "Apply the ReLU first, or use Program.linear.")
+                should(
+                    "responses",
+                    "at least 0, as a ReLU answers",
+                    f"a minimum of {float(responses.min()):g}",
+                    "Apply the ReLU first, or use Program.linear.",
+                )
             )
-        return cls.of("relu", inputs, responses, epsilon, constraint, slack, budget, penalty,
-                      offset=offset, regularization=regularization)
+        return cls.of(
+            "relu",
+            inputs,
+            responses,
+            epsilon,
+            constraint,
+            slack,
+            budget,
+            penalty,
+            offset=offset,
+            regularization=regularization,
+        )
 
     @classmethod
     def linear(
@@ -145,8 +163,18 @@ class Program:
         regularization: float | None = None,
     ) -> Program:
         """The program of a layer without activation (A eq. 17). Arguments as in `of`."""
-        return cls.of("linear", inputs, responses, epsilon, constraint, slack, budget, penalty,
-                      offset=offset, regularization=regularization)
+        return cls.of(
+            "linear",
+            inputs,
+            responses,
+            epsilon,
+            constraint,
+            slack,
+            budget,
+            penalty,
+            offset=offset,
+            regularization=regularization,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Batched ADMM: finds support and active samples, one shared factor, one penalty parameter a neuron.
 
-Splitting: min penalty(w) + indicator(z in C) subject to z = X u, w = u. The u-step solves (X'X + ratio I) u = rhs with a
+Splitting: min penalty(w) + indicator(z in C) subject to z = X u, w = u. The u-step solves (X'X + ratio I) u = rhs
+with a
 factor that no neuron's parameter changes, because both constraints of a neuron share its rho; prox and projection are
 closed forms. Over-relaxed; rho is set from the iterates at a few early iterations and then left alone.
 """
@@ -59,7 +60,8 @@ class Admm:
             self.tune()
 
     def project(self) -> None:
-        """z = the projection of a on the constraint: on the box, then back towards the point until the distance is eps."""
+        """z = the projection of a on the constraint: on the box, then back towards the point until the distance is
+        eps."""
         box = torch.clamp(self.a, self.lower, self.upper)
         gap = self.a - box
         if self.soft is not None:
@@ -110,7 +112,8 @@ class Admm:
 
 
 def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
-    """rho / (rho + mu_g) per row, mu_g >= 0 the least that brings a group's distance within eps; mu = 2 lambda if regularised."""
+    """rho / (rho + mu_g) per row, mu_g >= 0 the least that brings a group's distance within eps; mu = 2 lambda if
+    regularised."""
     if problem.regularization is not None:
         return rho / (rho + 2 * problem.regularization)
     assert problem.epsilon is not None
@@ -131,7 +134,9 @@ def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
         total = group_sums(squares * factor**2, groups, count)
         slope = group_sums(squares * factor**3 / rho, groups, count)
         root = total.clamp(min=1e-30).sqrt()
-        step = torch.where(outside & (target > 0), (root / target.clamp(min=1e-30).sqrt() - 1) * total / slope.clamp(min=1e-30), 0.0)
+        step = torch.where(
+            outside & (target > 0), (root / target.clamp(min=1e-30).sqrt() - 1) * total / slope.clamp(min=1e-30), 0.0
+        )
         mu = (mu + step).clamp(min=0)
         if bool((step <= 1e-6 * mu).all()):
             break

@@ -80,7 +80,9 @@ class _Block:
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
         candidate = _candidate(self.state, dual, self.tolerance, last)
         self._keep(candidate.weight, candidate.objective, candidate.dual, candidate.bound)
-        if isinstance(problem.penalty, L1):  # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
+        if isinstance(
+            problem.penalty, L1
+        ):  # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
             unmoved = torch.full_like(candidate.objective, torch.inf)
             self._keep(candidate.weight, unmoved, dual, lower_bound(as_program(problem), dual.T))
         self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
@@ -139,7 +141,9 @@ class _Block:
         for group in self.open.nonzero()[:, 0].tolist():
             rows = (self.problem.groups == group).nonzero()[:, 0]
             value = float(penalty.rows(rows).value(self.initial[rows]).sum())
-            if value <= float(self.objective[group]) and is_feasible(self.problem.select(rows), self.initial[rows], margin=0.0):
+            if value <= float(self.objective[group]) and is_feasible(
+                self.problem.select(rows), self.initial[rows], margin=0.0
+            ):
                 self.weight[rows], self.objective[group] = self.initial[rows], value
                 self.ending[group] = Ending.INITIAL
 

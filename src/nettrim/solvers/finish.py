@@ -35,7 +35,8 @@ def finish(
     tolerance: float,
     ending: Sequence[Ending],
 ) -> Solution:
-    """The Solution of float64 answers: rows whose cast is not feasible fall back on `initial`, whole groups at a time."""
+    """The Solution of float64 answers: rows whose cast is not feasible fall back on `initial`, whole groups at a
+    time."""
     cast_weight, cast_dual = weight.to(program.inputs), dual.to(program.inputs)
     certificate = certify(program, cast_weight, cast_dual)
     allowed = _allowed_violation(program)

@@ -74,7 +74,9 @@ class Hybrid:
         if program.penalty.couples_rows:
             yield torch.arange(rows)
             return
-        limit = self.rows_per_block or max(1, self.memory_budget // (4 * _ARRAYS * (program.samples + program.shape[1])))
+        limit = self.rows_per_block or max(
+            1, self.memory_budget // (4 * _ARRAYS * (program.samples + program.shape[1]))
+        )
         by_group: dict[int, list[int]] = {}
         for row, group in enumerate(program.groups.tolist()):
             by_group.setdefault(row if program.regularization is not None else group, []).append(row)

@@ -1,8 +1,8 @@
 """Polish: a Newton active-set method in float64 that turns ADMM's guess into a vertex with a tiny gap.
 
 Outer step: linearise which samples count (A, those at a distance from their box, and B, hard samples that bind). With A
-fixed, the squared distance of a row is the quadratic |X_A u - b|^2, known on a working set of features by its Gram matrix,
-which is kept between steps and updated by the samples and features that changed.
+fixed, the squared distance of a row is the quadratic |X_A u - b|^2, known on a working set of features by its Gram
+matrix, which is kept between steps and updated by the samples and features that changed.
 
 Inner passes: solve that quadratic's lasso by a primal-dual active set. With support S and signs s fixed,
 
@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nettrim.programs.penalties import L1
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
 _ZERO = 1e-12  # relative to the largest weight
+_FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 
 
@@ -73,11 +75,18 @@ class _State:
 def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10) -> Polished:
     """Run outer steps on all rows at once; budget groups stop one by one, certified or given back."""
     like = problem.inputs_t.new_zeros(guess.u.shape)
+    assert isinstance(problem.penalty, L1)
     costs = problem.penalty.full(like).expand(guess.u.shape)
     free = costs == 0
-    state = _State(guess.u, guess.u @ problem.inputs_t, guess.u.sign(), guess.tau, guess.binding,
-                   None if problem.soft is None else torch.zeros_like(problem.lower),
-                   _ZERO * float(guess.u.abs().max()))
+    state = _State(
+        guess.u,
+        guess.u @ problem.inputs_t,
+        guess.u.sign(),
+        guess.tau,
+        guess.binding,
+        None if problem.soft is None else torch.zeros_like(problem.lower),
+        _ZERO * float(guess.u.abs().max()),
+    )
     weight, dual = guess.u.clone(), guess.dual.clone()
     objective = problem.inputs_t.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
@@ -88,7 +97,8 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     t = guess.dual @ problem.inputs_t.T
     margin = problem.margin
     steps = 0
-    for steps in range(1, max_steps + 1):
+    while steps < max_steps:
+        steps += 1
         rows = live[problem.groups].nonzero()[:, 0].tolist()
         before = state.signs.clone()
         for row in rows:
@@ -178,9 +188,13 @@ def judge(
     """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
     squares = problem.group_sum((soft**2).sum(dim=1))
     value = torch.where(u == 0, 0.0, u.abs() * costs).sum(dim=1)
-    support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum(dim=1)
+    support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum(
+        dim=1
+    )
     gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
-    scale = torch.where(support > 0, (1 / gauge).clamp(max=1.0), 0.0)
+    # multipliers that push on a column without a cost prove nothing
+    valid = (torch.where(costs == 0, t.abs(), 0.0) <= _FREE).all(dim=1)
+    scale = torch.where(valid & (support > 0), (1 / gauge).clamp(max=1.0), 0.0)
     ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm(dim=1)
     if problem.regularization is not None:
         lam = problem.regularization

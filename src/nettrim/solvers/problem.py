@@ -27,8 +27,9 @@ class Design:
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
     scale: float  # the program's inputs are `inputs` times this
-    margin: float  # how far inside eps, relatively, answers are aimed, so that they survive the cast to the weights' dtype
-    hard_margin: float  # the same for bounds that must hold exactly, absolute in scaled units
+    # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
+    margin: float  # relative to eps
+    hard_margin: float  # absolute, in scaled units, of bounds that must hold exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,8 @@ class Problem:
         return group_sums(values, self.groups, self.group_count)
 
     def distance(self, product: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distance of pre-activations (rows, samples) to the box: the part in the ball and the part that should vanish."""
+        """Signed distance of pre-activations (rows, samples) to the box: the part in the ball and the part that
+        should vanish."""
         gap = product - product.clamp(self.lower, self.upper)
         if self.soft is None:
             return gap, torch.zeros((), dtype=gap.dtype, device=gap.device)
@@ -172,7 +174,11 @@ def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
     exact = _exact(program)
     if program.constraint == "distance" and not bool(exact.any()):
         return None
-    soft = (program.lower == program.upper).T if program.constraint == "strict" else torch.ones_like(lower, dtype=torch.bool)
+    soft = (
+        (program.lower == program.upper).T
+        if program.constraint == "strict"
+        else torch.ones_like(lower, dtype=torch.bool)
+    )
     return soft & ~exact.to(soft.device)[:, None]
 
 

@@ -3,11 +3,13 @@
     minimise  sum_p dist(x_p' u, box_p)^2 + ridge * |u - anchor|^2_D   over u with the given support
 
 is convex and piecewise quadratic; Newton with the set of samples outside their box needs a handful of steps. The ridge
-(relative to D, the diagonal of the Gram matrix) pulls towards the select stage's weights; its strength is chosen per neuron
-on held-back samples, because an unregularised refit can overfit.
+(relative to D, the diagonal of the Gram matrix) pulls towards the select stage's weights; its strength is chosen per
+neuron on held-back samples, because an unregularised refit can overfit.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from nettrim.errors import DataError, InputError, should
 from nettrim.programs import Program
 from nettrim.solvers.problem import Problem, make_design, make_problem
 
-_STRENGTHS = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
+_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 0.0)  # from strong to weak: each fit starts at the one before
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
 _HARD_WEIGHT = 1e4  # of a hard sample against a soft one
 _MULTIPLIER_STEPS = 12
@@ -28,7 +30,8 @@ def refit(program: Program, weight: Tensor, *, strength: float | None = None, se
 
     `strength` >= 0 is the ridge towards `weight` relative to the Gram matrix's diagonal; None chooses it for each
     neuron on a fifth of the samples. No row's distance is ever larger than that of `weight`. Under the strict
-    constraint entries that must stay at distance zero count as heavily as needed to stay there, or the row is left as it was.
+    constraint entries that must stay at distance zero count as heavily as needed to stay there, or the row is left as
+    it was.
 
     Raises InputError for a negative strength, DataError for a weight of the wrong shape.
     """
@@ -74,11 +77,10 @@ def _fit_row(
     *,
     shift: Tensor | None = None,
     anchor: Tensor | None = None,
-    samples: Tensor | None = None,
     max_steps: int = 40,
 ) -> Tensor:
     """One row by Newton; `shift` tightens hard bounds, the ridge pulls towards `anchor` (the start unless given)."""
-    support = start.nonzero()[:, 0]
+    support = (start if anchor is None else anchor).nonzero()[:, 0]
     if not len(support):
         return start.clone()
     features = problem.inputs_t[support]
@@ -91,8 +93,6 @@ def _fit_row(
         push = torch.zeros_like(lower) if shift is None else shift
         upper = upper - inward - push.clamp(min=0)
         lower = torch.minimum(lower + inward - push.clamp(max=0), upper)
-    if samples is not None:
-        features, lower, upper, weights = features[:, samples], lower[samples], upper[samples], weights[samples]
     u = start[support]
     anchor = u if anchor is None else anchor[support]
     scale = ridge * (features**2).sum(dim=1) * _share(weights)
@@ -144,19 +144,37 @@ def _share(weights: Tensor) -> float:
 
 
 def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
-    """Per row, the strength with the least distance on samples held back."""
+    """Per row, the strength with the least distance on samples held back; weaker ones are not tried once it grows."""
     count = problem.inputs.shape[0]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(start.device)
-    held, used = order[: int(_VALIDATION * count)], order[int(_VALIDATION * count) :]
-    errors = torch.empty(len(_STRENGTHS), problem.rows, dtype=torch.float64, device=start.device)
+    held, used = order[: int(_VALIDATION * count)].sort().values, order[int(_VALIDATION * count) :].sort().values
+    held_features = problem.inputs_t.index_select(1, held)
+    used_part = _restrict(problem, used)
+    chosen = torch.zeros(problem.rows, dtype=torch.float64, device=start.device)
     for row in range(problem.rows):
-        features = problem.inputs_t[:, held]
-        for i, strength in enumerate(_STRENGTHS):
-            u = _fit_row(problem, start[row], row, strength, samples=used)
-            product = u @ features
-            gap = product - product.clamp(problem.lower[row, held], problem.upper[row, held])
-            errors[i, row] = (gap**2).sum()
-    return torch.tensor(_STRENGTHS, dtype=torch.float64, device=start.device)[errors.argmin(dim=0)]
+        u, least = start[row], torch.inf
+        lower, upper = problem.lower[row, held], problem.upper[row, held]
+        for strength in _STRENGTHS:
+            u = _fit_row(used_part, u, row, strength, anchor=start[row])
+            product = u @ held_features
+            error = float(((product - product.clamp(lower, upper)) ** 2).sum())
+            if error > least:
+                break
+            chosen[row], least = strength, error
+    return chosen
+
+
+def _restrict(problem: Problem, samples: Tensor) -> Problem:
+    """The problem on some samples only."""
+    design = problem.design
+    part = replace(design, inputs=design.inputs[samples], inputs_t=design.inputs_t.index_select(1, samples))
+    return replace(
+        problem,
+        design=part,
+        lower=problem.lower[:, samples],
+        upper=problem.upper[:, samples],
+        soft=None if problem.soft is None else problem.soft[:, samples],
+    )
 
 
 def _never_worse(problem: Problem, fitted: Tensor, start: Tensor, result: Tensor, weight: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
 def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
     """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
 
-    The refit is pulled back along a segment. With hard samples the segment may leave the set at once, so the refit itself
-    is held near the start, as strongly as the budget allows.
+    The refit is pulled back along a segment. With hard samples the segment may leave the set at once, so the refit
+    itself is held near the start, as strongly as the budget allows.
     """
     if is_feasible(problem, start):
         return start
@@ -95,7 +95,9 @@ def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     """Multipliers under which every feasible weight would be absurdly large, or None."""
     soft, hard = problem.distance(fitted @ problem.inputs_t)
     dual = -(soft + 1e4 * hard) if problem.soft is not None else -soft
-    support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum()
+    support = (
+        torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)
+    ).sum()
     ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm()
     epsilon = problem.epsilon[0] if problem.epsilon is not None else 0.0
     surplus = float(support - epsilon * ball)

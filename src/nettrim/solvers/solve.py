@@ -24,7 +24,8 @@ def solve(
 
     `initial` (out, in) is a feasible point such as the dense weights: a warm start, and the answer of last resort.
     `memory_budget` bounds the bytes of working arrays beside the program itself. `device` moves the work there; the
-    answer comes back to the program's device. Never raises for a hard program: `Solution.status` says how each neuron ended.
+    answer comes back to the program's device. Never raises for a hard program: `Solution.status` says how each neuron
+    ended.
 
     Raises InputError for a tolerance outside (0, 1), DataError for an `initial` of the wrong shape.
     """

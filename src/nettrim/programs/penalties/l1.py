@@ -41,7 +41,9 @@ class EntryCosts(Penalty):
         try:
             torch.broadcast_shapes(costs.shape, like.shape)
         except RuntimeError:
-            raise InputError(should("costs", f"broadcastable to {tuple(like.shape)}", f"shape {tuple(costs.shape)}")) from None
+            raise InputError(
+                should("costs", f"broadcastable to {tuple(like.shape)}", f"shape {tuple(costs.shape)}")
+            ) from None
         return costs
 
     def free(self, shape: tuple[int, int]) -> Tensor | None:

@@ -30,7 +30,9 @@ class _Norm(Penalty):
         return self._replace(columns if self.free_columns is None else self.free_columns | columns)
 
     def columns(self, index: Tensor) -> Self:
-        return self if self.free_columns is None else self._replace(self.free_columns[index.to(self.free_columns.device)])
+        return (
+            self if self.free_columns is None else self._replace(self.free_columns[index.to(self.free_columns.device)])
+        )
 
     def to(self, like: Tensor) -> Self:
         return self if self.free_columns is None else self._replace(self.free_columns.to(like.device))
