@@ -7,7 +7,8 @@ One block is M neurons with budgets of their own, N inputs, P samples, solved an
     seconds = design * P N^2  +  samples * P M  +  products * P N M  +  supports * P N^2 M
 
 the Gram matrix and its factor once a block; what is done to every sample of every neuron; ADMM's products with the
-samples; the Newton steps of polish and refit, whose Gram matrices have the size of a neuron's support. Processor seconds, so that a busy machine does not count.
+samples; the Newton steps of polish and refit, whose Gram matrices have the size of a neuron's support. Processor
+seconds, so that a busy machine does not count.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def measure(samples: int, width: int, rows: int, refit: bool = True) -> tuple[fl
 
 def features(samples: int, width: int, rows: int) -> list[float]:
     """The model's terms, in units of 1e9."""
-    return [samples * width**2 / 1e9, samples * rows / 1e9, samples * width * rows / 1e9, samples * width**2 * rows / 1e9]
+    sizes = (samples * width**2, samples * rows, samples * width * rows, samples * width**2 * rows)
+    return [size / 1e9 for size in sizes]
 
 
 def main() -> None:
