@@ -210,3 +210,9 @@ def test_nothing_writes_into_shared_inputs():
         assert part.piece.program.inputs.data_ptr() == part.task.inputs.data_ptr() == parts[0].task.inputs.data_ptr()
         LayerWork().part(replace(part))
     assert torch.equal(before, parts[0].piece.program.inputs)
+
+
+def test_a_trim_in_blocks_can_be_verified(tmp_path):
+    model, data = network()
+    saved = trimmed(tmp_path / "checkpoint").save(tmp_path / "saved")
+    assert nettrim.verify(saved, model, data).holds
