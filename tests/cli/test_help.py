@@ -15,7 +15,7 @@ import nettrim
 from nettrim.cli import app
 from nettrim.recipe import OPTIONS
 
-VERBS = ("demo", "trim", "eval", "verify", "shrink", "bench")
+VERBS = ("demo", "trim", "eval", "verify", "shrink", "bench", "reproduce")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -155,7 +155,10 @@ def _claims(count: int, numbers: Mapping[str, float], curves: Mapping[str, tuple
     text = f"{count} samples: the gain grows with the noise."
     claims.append(
         Claim(
-            text, "A fig. 6", max(gains[1:]) > gains[0], f"gain {gains[0]:.2f} points without, up to {max(gains):.2f}"
+            text,
+            "A fig. 6",
+            max(gains[1:]) > max(0.0, gains[0]),
+            f"gain {gains[0]:.2f} points without, up to {max(gains):.2f}",
         )
     )
     return claims

@@ -205,8 +205,9 @@ def _claims(found: Found) -> tuple[Claim, ...]:
     ]  # fmt: skip
     tuned = {place: got["tuned accuracy"] - got["HPTD tuned accuracy"] for place, got in cells.items()}
     wins = sum(gain >= 0 for gain in tuned.values())
-    claims.append(Claim("With fine-tuning Net-Trim beats HPTD in every scenario.", "N section 6", wins == len(tuned),
-                        f"in {wins} of {len(tuned)}, by {min(tuned.values()):.2f} to {max(tuned.values()):.2f} points"))  # fmt: skip
+    told = f"in {wins} of {len(tuned)}, by {min(tuned.values()):.2f} to {max(tuned.values()):.2f} points"
+    text = "With fine-tuning Net-Trim beats HPTD in every scenario."
+    claims.append(Claim(text, "N section 6", wins == len(tuned), told))
     basic = {place: got["accuracy"] - got["HPTD tuned accuracy"] for place, got in cells.items()}
     wins = sum(gain > 0 for gain in basic.values())
     claims.append(Claim("Without fine-tuning Net-Trim beats fine-tuned HPTD in many scenarios.", "N section 6",
@@ -215,8 +216,8 @@ def _claims(found: Found) -> tuple[Claim, ...]:
     claims.append(Claim("HPTD without fine-tuning makes very large errors (accuracy under 75 %).", "N table 1, row 5",
                         worst < 75, f"its accuracy is up to {worst:.2f} %"))  # fmt: skip
     trapped = [place for place, got in cells.items() if got["trapped"] == 1.0]
-    claims.append(Claim("HPTD is trapped in early minima in some scenarios.", "N table 1, EMT", bool(trapped),
-                        ", ".join(f"{name} ({panel})" for name, panel in trapped) or "in none, with no seed"))  # fmt: skip
+    told = ", ".join(f"{name} ({panel})" for name, panel in trapped) or "in none"
+    claims.append(Claim("HPTD is trapped in early minima in some scenarios.", "N table 1, EMT", bool(trapped), told))
     columns = {name for name, _ in cells}
     both = [name for name in columns if all((name, panel) in cells for panel in PANELS)]
     if both:

@@ -111,7 +111,7 @@ def seek(
             low = at if low is None else max(low, at)
         if low is None or high is None:
             pull = math.log(max(target, 1e-12) / max(value, 1e-12))
-            step = max(-1.6, min(1.6, pull if rising else -pull))
+            step = max(-2.3, min(2.3, pull if rising else -pull))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
         else:
             at = (low + high) / 2

@@ -37,7 +37,7 @@ def cnn(side: int, classes: int = 10, hidden: int = 512) -> nn.Sequential:
     """N section 6: two 5 x 5 convolutions of 32 filters, each with max pooling, and a fully connected layer of 512."""
     left = ((side - 4) // 2 - 4) // 2
     return nn.Sequential(
-        nn.Unflatten(1, (1, side)),
+        nn.Unflatten(1, (1, side, side)),
         nn.Conv2d(1, 32, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),

@@ -1,0 +1,64 @@
+"""Finished parts come back as they were; damaged, foreign or half-written ones do not come back."""
+
+import pytest
+import torch
+
+from nettrim.experiments.checkpoints import Cell, Checkpoints, settings_digest
+from nettrim.experiments.context import Context
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "parts", "digest")
+
+
+def test_numbers_and_arrays_come_back(checkpoints):
+    checkpoints.write("a/b c", Cell({"x": 1.5, "list": [1, 2]}, {"w": torch.arange(6.0).reshape(2, 3).T}, 2.0, "me"))
+    back = checkpoints.read("a/b c")
+    assert back is not None
+    assert back.numbers == {"x": 1.5, "list": [1, 2]}
+    assert torch.equal(back.arrays["w"], torch.arange(6.0).reshape(2, 3).T)
+    assert (back.seconds, back.made_by) == (2.0, "me")
+
+
+def test_names_that_look_alike_as_files_stay_apart(checkpoints):
+    for key in ("a/b", "a b", "a_b"):
+        checkpoints.write(key, Cell({"key": key}))
+    assert [checkpoints.read(key).numbers["key"] for key in ("a/b", "a b", "a_b")] == ["a/b", "a b", "a_b"]
+
+
+def test_other_settings_make_a_part_stale(checkpoints, tmp_path):
+    checkpoints.write("a", Cell({"x": 1}))
+    assert Checkpoints(tmp_path / "parts", "another").read("a") is None
+    assert settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1}) != settings_digest({"a": 1, "b": 3})
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"format": 1}'])
+def test_a_damaged_part_is_made_again(checkpoints, suffix, content):
+    checkpoints.write("a", Cell({"x": 1}, {"w": torch.ones(3)}))
+    (path,) = checkpoints.folder.glob(f"*{suffix}")
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert checkpoints.read("a") is None
+
+
+def test_a_part_is_made_once_and_only_what_is_wanted_is_made(checkpoints):
+    said: list[str] = []
+    calls: list[str] = []
+
+    def make() -> Cell:
+        calls.append("made")
+        return Cell({"x": 1.0})
+
+    first = Context({}, checkpoints, said.append, made_by="version 1")
+    first.cell("net/a", make)
+    again = Context({}, checkpoints, said.append, only=("other",), made_by="version 2")
+    assert again.cell("net/a", make).made_by == "version 1"
+    assert again.maybe("net/b", make) is None
+    assert again.maybe("net/a", make) is not None
+    assert again.maybe("other/b", make) is not None
+    assert calls == ["made", "made"]
+    assert again.made == ["other/b"] and again.makers == {"version 1", "version 2"}
+    assert len(said) == 2
