@@ -30,7 +30,7 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: setup ## trim a network trained on scanned digits, and open the book on it: demo-out/report.html
+demo: setup ## trim a network trained on scanned digits, and open the book on it: demo-out/demo.html
 	$(BIN)/nettrim demo -o demo-out
 
 test: setup ## run the tests

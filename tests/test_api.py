@@ -186,3 +186,8 @@ def test_public_names():
         assert hasattr(nettrim, name)
     assert nettrim.__version__
     assert issubclass(nettrim.errors.RecipeError, InputError)
+
+
+def test_a_trimmed_model_shrinks_to_the_same_function(model, data):
+    trimmed = nettrim.trim(model, data, epsilon=0.3, progress=False)
+    torch.testing.assert_close(trimmed.shrink().module(data), trimmed.model(data), rtol=1e-5, atol=1e-6)

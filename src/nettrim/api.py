@@ -19,6 +19,7 @@ from nettrim.executors.base import Executor
 from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard
 from nettrim.layerwise import LayerOutcome
+from nettrim.models.shrink import Shrunk, shrink
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.programs.penalties import Penalty
 from nettrim.progress import progress_listener
@@ -49,6 +50,10 @@ class Trimmed:
         """
         trim = SavedTrim(self.model, self.report, self.recipe, self.layers, self.plan, self.samples)
         return save_trim(trim, Path(directory))
+
+    def shrink(self) -> Shrunk:
+        """A smaller dense model that computes the same function: dead and constant units and unused inputs are cut out."""
+        return shrink(self.model, self.samples.calibration[0].rows(0, 4))
 
 
 def trim(

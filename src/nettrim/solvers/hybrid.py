@@ -17,8 +17,10 @@ from nettrim.solvers.block import solve_block
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.presolve import presolve
 from nettrim.solvers.problem import make_design, make_problem
+from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
+_PATIENCE = 720  # ADMM iterations after which a small degenerate program is better left to a general solver
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Hybrid:
     """Settings of the default solver; none needs to be touched.
 
     `max_iterations` bounds ADMM's iterations per block; `rows_per_block` the rows that are solved together (None: as
-    many as `memory_budget` bytes of working arrays allow).
+    many as `memory_budget` bytes of working arrays allow). `rescue` hands small budget groups that are still
+    uncertified, which are degenerate ones, to a general solver where one is installed.
     """
 
     max_iterations: int = 3000
     rows_per_block: int | None = None
     memory_budget: int = 1 << 30
+    rescue: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_iterations", "memory_budget"):
@@ -57,7 +61,10 @@ class Hybrid:
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
                 start = None if guess is None else guess[block].to(problem.lower) / problem.weight_scale
-                outcome = solve_block(problem, tolerance, start, self.max_iterations)
+                patience = (
+                    min(self.max_iterations, _PATIENCE) if self.rescue and can_rescue(problem) else self.max_iterations
+                )
+                outcome = solve_block(problem, tolerance, start, patience)
                 rows = reduced.rows[block]
                 weight[rows[:, None], reduced.columns] = outcome.weight * problem.weight_scale
                 dual[:, rows] = outcome.dual.T * problem.dual_scale
@@ -66,6 +73,8 @@ class Hybrid:
                 iterations = max(iterations, outcome.iterations)
                 gemms += outcome.gemms * len(block) / program.shape[0]
         solution = finish(program, weight, dual, initial, tolerance, ending)
+        if self.rescue:
+            solution = rescue(program, solution, tolerance)
         return replace(solution, iterations=iterations, gemms=gemms, seconds=time.perf_counter() - began)
 
     def _blocks(self, program: Program) -> Iterator[Tensor]:
