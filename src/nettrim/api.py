@@ -52,7 +52,7 @@ class Trimmed:
         return save_trim(trim, Path(directory))
 
     def shrink(self) -> Shrunk:
-        """A smaller dense model that computes the same function: dead and constant units and unused inputs are cut out."""
+        """A smaller dense model that computes the same function: dead and constant units and unused inputs cut out."""
         return shrink(self.model, self.samples.calibration[0].rows(0, 4))
 
 

@@ -129,7 +129,7 @@ class TestLatency:
         """A sparse kernel between a slow and a fast dense engine is no gain."""
         dense, trimmed = plain_subject(slow=0.02, fast=0.002), plain_subject(slow=0.02, CSR=0.006)
         found = latency({"dense": dense, "trimmed": trimmed}, as_batch(torch.zeros(2, 1)), batches=(1,), seconds=0.1)[0]
-        assert found.best("dense") == "fast" and found.best("trimmed") == "CSR"
+        assert found.best("dense") == found.best("trimmed") == "fast"  # the same shapes on the same engine
         assert found.gain("trimmed").verdict.startswith("no gain")
         trimmed = plain_subject(CSR=0.0005)
         found = latency({"dense": dense, "trimmed": trimmed}, as_batch(torch.zeros(2, 1)), batches=(1,), seconds=0.1)[0]

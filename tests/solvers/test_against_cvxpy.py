@@ -260,7 +260,7 @@ def test_infeasible_is_proved(share: float, budget: str, constraint: str) -> Non
     assert certify(program, solution.weight, solution.dual).violation > 1e-3
 
 
-_UNSOLVED = {104: "rank-deficient, rows coupled, tiny lambda, free bias: neither ours nor Clarabel's answer is certified"}
+_UNSOLVED = {104: "rank-deficient, rows coupled, tiny lambda, free bias: Clarabel's answer is not certified either"}
 
 
 def _seeds(start: int, stop: int) -> list[object]:

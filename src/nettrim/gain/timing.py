@@ -49,6 +49,8 @@ class Ratio:
     @property
     def verdict(self) -> str:
         """Faster or slower only where the spread leaves 1 out."""
+        if self.low == self.median == self.high == 1:
+            return "no gain (the same dense engine on the same shapes)"
         if self.low > 1:
             return f"{self.median:.2f} x faster"
         if self.high < 1:
