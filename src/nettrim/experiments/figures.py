@@ -47,6 +47,8 @@ def curves(
             axis.set_ylabel(up)
             if log:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.minorticks_off()
             axis.grid()
         for axis in axes[count:]:
             axis.set_visible(False)

@@ -27,7 +27,7 @@ def run(context: Context) -> Findings:
     """The first hidden layer of a network with budgets shared by clusters of several sizes."""
     options = context.options
     data = load_images(options["stand_in"]).first(options["samples"], options["tests"])
-    dense, _ = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
+    dense, start = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
     neurons = int(options["hidden"][0])
     cells: dict[tuple[str, int, float], Mapping[str, Any]] = {}
     for method in _METHODS:
@@ -46,7 +46,8 @@ def run(context: Context) -> Findings:
     )  # fmt: skip
     header = ("method", "epsilon", "neurons a cluster", "weights kept", "sum of absolute weights",
               "layer's discrepancy (%)", "test accuracy (%)", "seconds", "certified")  # fmt: skip
-    table = Table("clusters", f"One layer of {neurons} neurons, budgets shared by clusters", header, rows)
+    title = f"One layer of {neurons} neurons (initial test accuracy {start.numbers['accuracy']:.1f} %)"
+    table = Table("clusters", title, header, rows)
     claims = _claims(cells, options["sizes"], options["epsilons"])
     panels = {
         f"epsilon {epsilon:g}": {
