@@ -1,0 +1,112 @@
+"""The ADMM of the papers, batched over neurons: one rho for the whole layer, set by hand; no over-relaxation.
+
+Splitting: min |w|_1 + indicator(z in C) subject to z / c0 = X u / c0, w = u, both with the same penalty parameter
+(N, section 5, names the method; rho here is that of z). c0 is a tenth of the largest sample's norm, as in ours.
+Float64, since its multipliers stall in float32. For a fair race it is given what it does not have: our certificate
+stops it neuron by neuron, and the time of that check is not counted against it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.certificates import certify
+from nettrim.programs import Program
+
+_CHECK_EVERY = 25
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Per neuron: the accuracy reached, by our certificate, and the CPU seconds of the whole batch."""
+
+    accuracy: Tensor  # (rows,): max(|gap|, violation), of the last check
+    violation: Tensor  # (rows,)
+    nonzeros: Tensor  # (rows,)
+    iterations: int
+    seconds: float  # CPU, factor included, checks excluded
+
+
+@dataclass(frozen=True)
+class PublishedAdmm:
+    """Settings: the penalty parameter and when to give up."""
+
+    rho: float
+    max_iterations: int = 2000
+    dtype: torch.dtype = torch.float64  # float32 stalls at gaps of 1e-1 to 1e-2
+
+    def solve(self, program: Program, tolerance: float) -> Outcome:
+        """Iterate until every neuron is within `tolerance` by our certificate; budgets must be one a neuron."""
+        assert program.epsilon is not None and program.group_count == program.shape[0]
+        clock = time.process_time()
+        x = program.inputs.to(self.dtype)
+        lower, upper = program.lower.T.to(x).contiguous(), program.upper.T.to(x).contiguous()
+        hard = (lower != upper) if program.constraint == "strict" else None
+        epsilon = program.epsilon.to(x)[:, None]
+        gram = (x.T @ x).double()
+        ratio = 0.01 * float((x**2).sum(dim=1).max())  # c0^2
+        gram.diagonal().add_(ratio)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(x)
+        rows, columns = program.shape
+        w, z = x.new_zeros(rows, columns), x.new_zeros(rows, len(x))
+        b, a = torch.zeros_like(w), torch.zeros_like(z)  # scaled multipliers
+        live = torch.arange(rows)
+        accuracy = torch.full((rows,), torch.inf, dtype=torch.float64)
+        violation, nonzeros = accuracy.clone(), torch.zeros(rows, dtype=torch.int64)
+        seconds = 0.0
+        iteration = 0
+        while iteration < self.max_iterations and len(live):
+            iteration += 1
+            u = torch.addmm((w - b) * ratio, z - a, x) @ inverse
+            v = u @ x.T
+            v.add_(a)
+            u.add_(b)
+            w = torch.sign(u) * (u.abs() - 1 / (self.rho * ratio)).clamp(min=0)
+            z = _project(v, lower, upper, hard, epsilon)
+            a, b = v - z, u - w
+            if iteration % _CHECK_EVERY == 0 or iteration == self.max_iterations:
+                seconds += time.process_time() - clock
+                told = certify(program.rows(live), w.double(), (-self.rho * a).T.double())
+                accuracy[live] = torch.maximum(told.group_gap.abs(), told.group_violation)
+                violation[live] = told.group_violation
+                nonzeros[live] = (w != 0).sum(dim=1)
+                keep = accuracy[live] > tolerance
+                clock = time.process_time()
+                live = live[keep]
+                w, z, a, b = w[keep], z[keep], a[keep], b[keep]
+                lower, upper, epsilon = lower[keep], upper[keep], epsilon[keep]
+                hard = None if hard is None else hard[keep]
+        seconds += time.process_time() - clock
+        return Outcome(accuracy, violation, nonzeros, iteration, seconds)
+
+
+def natural_rho(program: Program, initial: Tensor) -> float:
+    """The middle of the grid of hand-set values: 50 times the median of |w|_1 / |y|^2 over live neurons."""
+    targets = torch.nan_to_num(program.lower, neginf=0.0, posinf=0.0)
+    squares = (targets**2).sum(dim=0)
+    live = squares > 0
+    return float((50 * initial.abs().sum(dim=1)[live] / squares[live]).median())
+
+
+def best_rho(program: Program, initial: Tensor, factors: tuple[float, ...], iterations: int = 200) -> float:
+    """The value of the grid that certifies most of the first four neurons; finding it is not counted as its time."""
+    few = program.rows(torch.arange(min(4, program.shape[0])))
+    middle = natural_rho(program, initial)
+
+    def score(factor: float) -> tuple[int, float]:
+        reached = PublishedAdmm(middle * factor, iterations).solve(few, 1e-4).accuracy
+        return int((reached <= 1e-4).sum()), -float(reached.clamp(max=1e6).log().mean())
+
+    return middle * max(factors, key=score)
+
+
+def _project(v: Tensor, lower: Tensor, upper: Tensor, hard: Tensor | None, epsilon: Tensor) -> Tensor:
+    box = torch.clamp(v, lower, upper)
+    gap = v - box
+    if hard is not None:
+        gap = gap.masked_fill(hard, 0.0)
+    return box + gap * (epsilon / gap.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)
