@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nettrim import saving
+from nettrim.blocks import LayerWork
+from nettrim.blocks.identity import identity
+from nettrim.checkpoint import Checkpoint
 from nettrim.cli.onnx_files import read_onnx
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import MODEL, ORIGINAL, write_page
+from nettrim.cli.running import Where
 from nettrim.errors import DataError, InputError, ModelError, should
 from nettrim.executors.local import LocalExecutor
-from nettrim.layerwise import Backing, LayerOutcome, trim_layer
+from nettrim.layerwise import Backing, LayerOutcome
 from nettrim.models.base import Layer
 from nettrim.models.onnx_network import OnnxNetwork
 from nettrim.recipe import Recipe
@@ -81,22 +84,27 @@ class OnnxRun:
 
 
 def trim_onnx(
-    opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, device: str | None
+    opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, where: Where
 ) -> OnnxRun:
     """Trim an ONNX file as `nettrim.trim` trims a module; activations are ONNX Runtime's."""
     model = read_onnx(opened)
     samples = split_samples(None, data, recipe.holdout if held is None else held, recipe.seed)
     network = _network(model, recipe)
-    single = device is not None and torch.device(device).type != "cpu"
+    single = where.device is not None and torch.device(where.device).type != "cpu"
+    store = None
+    if where.checkpoint is not None:
+        weights = {layer.name: layer.weight for layer in network.layers}
+        store = Checkpoint.open(where.checkpoint, identity(network, weights, samples.digest, recipe))
     try:
         outcome = trim_network(
             network,
             samples.calibration,
             samples.heldout,
             recipe,
-            partial(trim_layer, device=device),
-            LocalExecutor(1 if single else None),
+            LayerWork(where.device),
+            where.executor or LocalExecutor(1 if single else None),
             listener,
+            store=store,
         )
     finally:
         network.close()

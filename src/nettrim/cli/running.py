@@ -11,7 +11,8 @@ import torch
 from nettrim import api, saving
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import write_page
-from nettrim.errors import InputError, should
+from nettrim.errors import InputError, near, should
+from nettrim.executors import Executor, Ray, Shard
 from nettrim.recipe import Recipe
 from nettrim.report import Report
 from nettrim.results import Listener
@@ -48,23 +49,49 @@ class TorchRun:
             return write_page(self.report, temporary)
 
 
-def run_trim(
-    opened: Opened,
-    data: Any,
-    held: Any,
-    recipe: Recipe,
-    listener: Listener,
-    device: str | None = None,
-) -> Run:
+@dataclass(frozen=True, eq=False)
+class Where:
+    """Where the work runs, and where finished blocks are kept."""
+
+    device: str | None = None
+    executor: Executor | None = None  # None: threads of this process
+    checkpoint: Path | None = None
+
+    @classmethod
+    def of(cls, device: str | None, executor: str | None, checkpoint: Path | None, shard: str | None) -> Where:
+        """From the words of the command line. Raises InputError for words that are not known or do not fit."""
+        check_device(device)
+        chosen: Executor | None = None
+        if executor is not None and executor != "local":
+            if executor != "ray" and not executor.startswith("ray://"):
+                cure = near(executor, ("local", "ray", "ray://ADDRESS"))
+                raise InputError(should("--executor", "local, ray or ray://ADDRESS", repr(executor), cure))
+            chosen = Ray.parse(executor)
+        if shard is not None:
+            if checkpoint is None:
+                raise InputError(should("--shard", "given with --checkpoint FOLDER", repr(shard)))
+            chosen = Shard.parse(shard, executor=chosen)
+        return cls(device, chosen, checkpoint)
+
+
+def run_trim(opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, where: Where) -> Run:
     """Trim what was opened; `held` is data to measure on only, or None."""
-    check_device(device)
     if opened.path is not None:
         from nettrim.cli.onnx_trim import trim_onnx  # noqa: PLC0415  # an extra
 
-        return trim_onnx(opened, data, held, recipe, listener, device)
+        return trim_onnx(opened, data, held, recipe, listener, where)
     assert opened.module is not None
     return TorchRun(
-        api.trim(opened.module, data, recipe=recipe, holdout=held, device=device, progress=listener)
+        api.trim(
+            opened.module,
+            data,
+            recipe=recipe,
+            holdout=held,
+            device=where.device,
+            executor=where.executor,
+            checkpoint=where.checkpoint,
+            progress=listener,
+        )
     )
 
 

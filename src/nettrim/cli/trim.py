@@ -11,10 +11,11 @@ from nettrim.cli import recipes, screen
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Data, External, Model, Quiet, Trust, Weights
 from nettrim.cli.output import check_output
-from nettrim.cli.running import run_trim
+from nettrim.cli.running import Where, run_trim
 from nettrim.data import load_data
+from nettrim.executors import Unfinished
 
-_MAIN, _HOW, _WHICH = "What to reach", "How to trim", "Which layers and samples"
+_MAIN, _HOW, _WHICH, _WHERE = "What to reach", "How to trim", "Which layers and samples", "Where the work runs"
 
 
 def command(
@@ -52,7 +53,15 @@ def command(
     tolerance: Annotated[float | None, typer.Option(metavar="NUMBER", help="The optimality gap asked of the solver, "
         "as a fraction of the penalty. \\[default: 0.0001]", rich_help_panel=_HOW)] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Where programs are solved: cpu, cuda, cuda:1. "
-        "\\[default: cpu]", rich_help_panel=_HOW)] = None,
+        "\\[default: cpu]", rich_help_panel=_WHERE)] = None,
+    executor: Annotated[str | None, typer.Option(metavar="NAME", help="local: threads of this process; ray: a Ray "
+        "cluster of its own; ray://ADDRESS: one that runs. \\[default: local]", rich_help_panel=_WHERE)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep each finished block here, and go on "
+        "from what is there: a killed run repeats at most one block a worker.", rich_help_panel=_WHERE)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="The same with the folder DIR.checkpoint.",
+        rich_help_panel=_WHERE)] = False,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Solve share I of N into the checkpoint, as one job "
+        "of an array; the job that finds all blocks finished writes DIR.", rich_help_panel=_WHERE)] = None,
     targets: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Trim these layers only: a name, a glob "
         "pattern, re:EXPRESSION, or a kind such as Linear. Several times for more. \\[default: all that can be]",
         rich_help_panel=_WHICH)] = None,
@@ -84,6 +93,8 @@ def command(
       nettrim trim model.onnx --data calibration.npz --recipe trimmed/recipe.toml --scheme cascade -o other
 
       nettrim trim mynets:lenet --weights lenet.safetensors --data calibration.npz --epsilon 0.1 -o trimmed
+
+      nettrim trim model.onnx --data calibration.npz --epsilon 0.05 -o trimmed --resume --executor ray
     """  # fmt: skip
     fraction, held_file = _holdout(holdout)
     given: dict[str, Any] = {
@@ -106,12 +117,19 @@ def command(
         "seed": seed,
     }
     chosen = recipes.make_recipe(recipe, given)
+    if checkpoint is None and resume:
+        checkpoint = output.with_name(output.name + ".checkpoint")
+    where = Where.of(device, executor, checkpoint, shard)
     check_output(output)
     opened = open_model(model, weights, trust=trust_model, external=allow_external_data)
     calibration = load_data(data).inputs
     held = None if held_file is None else load_data(held_file).inputs
-    with screen.showing_progress(quiet) as listener:
-        trimmed = run_trim(opened, calibration, held, chosen, listener, device)
+    try:
+        with screen.showing_progress(quiet) as listener:
+            trimmed = run_trim(opened, calibration, held, chosen, listener, where)
+    except Unfinished as rest:
+        screen.say(str(rest))
+        return
     remarks = trimmed.save(output)
     if as_json:
         screen.show_json(trimmed.report.to_dict())
