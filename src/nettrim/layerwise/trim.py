@@ -1,0 +1,166 @@
+"""Programs become new weights: select, refit, and a record of exactly what is returned."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nettrim.certificates.program import certify
+from nettrim.layerwise.matrices import augmented, cast_weight, join_parts
+from nettrim.layerwise.measure import measure
+from nettrim.layerwise.pieces import make_pieces
+from nettrim.layerwise.task import Backing, LayerOutcome, LayerTask, Piece, Totals
+from nettrim.models.base import Layer
+from nettrim.results import LayerResult
+from nettrim.solvers import Solution, refit, solve
+
+_FEASIBLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # relative excess that rounding a feasible weight may leave
+
+
+def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> LayerOutcome:
+    """Select, then refit where the recipe says so; everything reported is measured on the weights returned.
+
+    `device` is where the programs are solved. With kappa < 1 an infeasible program is solved again with kappa = 1, and
+    a note says so. Raises DataError, naming the layer, for samples that are not finite.
+    """
+    started = time.perf_counter()
+    pieces = make_pieces(task)
+    solutions = [_solve(task, piece, device) for piece in pieces]
+    notes: tuple[str, ...] = ()
+    if task.kappa < 1 and not all(map(_feasible, solutions)):
+        cure = "the layer was solved with kappa = 1"
+        notes = (f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.",)
+        task = replace(task, kappa=1.0)
+        pieces = make_pieces(task)
+        solutions = [_solve(task, piece, device) for piece in pieces]
+    return _finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
+
+
+def trim_piece(task: LayerTask, piece: Piece, megabytes: float, device: str | torch.device | None) -> LayerOutcome:
+    """As `trim_layer`, for rows whose program is made already: `task` and `piece` speak of these rows alone.
+
+    Multipliers larger than `megabytes` are not kept.
+    """
+    started = time.perf_counter()
+    return _finished(task, [piece], [_solve(task, piece, device)], started, (), megabytes * 2**20)
+
+
+def _finished(
+    task: LayerTask,
+    pieces: Sequence[Piece],
+    solutions: Sequence[Solution],
+    started: float,
+    notes: tuple[str, ...],
+    limit: float,
+) -> LayerOutcome:
+    """From the solutions to the outcome: refit, measure, and keep multipliers up to `limit` bytes."""
+    if not all(map(_feasible, solutions)):
+        notes += (f"{task.name}: no feasible weights were found for some neurons; their weights were kept.",)
+    backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
+    weight, bias = join_parts(task.layer, [part.weight for part in backing])
+    if task.recipe.refit:
+        weight, bias = _refitted(task, pieces, weight, bias)
+    outcome = conclude(task, pieces, backing, weight, bias)
+    statuses = Counter(status.name.lower() for solution in solutions for status in solution.status)
+    result = replace(
+        outcome.result,
+        neurons=dict(statuses),
+        iterations=max(solution.iterations for solution in solutions),
+        seconds=time.perf_counter() - started,
+    )
+    size = sum(part.dual.nbytes for part in backing if part.dual is not None)
+    if size > limit:  # they could not be saved, so they need not stay in memory
+        backing = tuple(replace(part, dual=None) for part in backing)
+    return replace(outcome, result=result, backing=backing, notes=notes)
+
+
+def conclude(
+    task: LayerTask, pieces: Sequence[Piece], backing: Sequence[Backing], weight: Tensor, bias: Tensor | None
+) -> LayerOutcome:
+    """The record of given weights: gap of the select stage (`backing`), discrepancy and distance of the weights."""
+    certificates = [certify(piece.program, part.weight, part.dual) for piece, part in zip(pieces, backing, strict=True)]
+    selected = measure(task, *join_parts(task.layer, [part.weight for part in backing]))
+    final = measure(task, weight, bias)
+    totals = Totals(
+        objective=math.fsum(certificate.objective for certificate in certificates),
+        bound=math.fsum(certificate.bound for certificate in certificates),
+        violation=max(certificate.violation for certificate in certificates),
+        norm=final.norm,
+        epsilon=math.sqrt(math.fsum(piece.allowed for piece in pieces)),
+        discrepancy=final.discrepancy,
+        distance=final.distance,
+        discrepancy_select=selected.discrepancy,
+        distance_select=selected.distance,
+    )
+    result = record(task.layer, task.scheme, task.recipe.tolerance, totals, weight)
+    return LayerOutcome(result, weight, bias, tuple(backing), totals, task.inputs.shape[1], task.moved, task.kappa)
+
+
+def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: Tensor) -> LayerResult:
+    """The record of a layer with new weights, whose totals were measured."""
+    feasibility = _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
+    refit_kept_it = totals.distance <= totals.distance_select * (1 + feasibility)
+    gap = (totals.objective - totals.bound) / totals.objective if totals.objective > 0 else 0.0
+    return LayerResult(
+        name=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        activation=layer.activation,
+        nonzeros_before=int(layer.weight.count_nonzero()),
+        nonzeros_after=int(weight.count_nonzero()),
+        epsilon=totals.relative(totals.epsilon),
+        discrepancy=totals.relative(totals.discrepancy),
+        discrepancy_select=totals.relative(totals.discrepancy_select),
+        distance=totals.relative(totals.distance),
+        objective=totals.objective,
+        bound=totals.bound,
+        gap=gap,
+        certified=totals.violation <= feasibility and refit_kept_it and gap <= tolerance,
+        scheme=scheme,
+        weight_before=layer.weight,
+        weight_after=weight,
+    )
+
+
+def _solve(task: LayerTask, piece: Piece, device: str | torch.device | None) -> Solution:
+    feasible = task.kappa == 1.0  # the dense weights are, unless a risk is taken
+    initial = piece.dense.to(piece.program.inputs) if feasible else None
+    return solve(piece.program, task.recipe.tolerance, initial=initial, device=device)
+
+
+def _feasible(solution: Solution) -> bool:
+    return all(status.feasible for status in solution.status)
+
+
+def _backing(task: LayerTask, piece: Piece, solution: Solution) -> Backing:
+    """The select stage's outcome as it will be kept: the certificate is of exactly these numbers.
+
+    Multipliers in float32 take half the space and any multipliers give a valid bound; they stay in float64 where the
+    program is in float64. A piece without feasible weights keeps the dense ones, which are feasible.
+    """
+    weight = solution.weight if _feasible(solution) else piece.dense
+    dual = solution.dual.to(piece.program.inputs.dtype)
+    return Backing(cast_weight(task.layer, weight), dual)
+
+
+def _refitted(
+    task: LayerTask, pieces: Sequence[Piece], weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Refitted weights, row by row only where that lowers the row's own distance."""
+    parts = []
+    for piece in pieces:
+        selected = augmented(weight[piece.rows], None if bias is None else bias[piece.rows])
+        fitted = refit(piece.program, selected.to(piece.program.inputs), seed=task.recipe.seed)
+        parts.append(cast_weight(task.layer, fitted))
+    new_weight, new_bias = join_parts(task.layer, parts)
+    before, after = measure(task, weight, bias).row_distances, measure(task, new_weight, new_bias).row_distances
+    lower = torch.tensor([new <= old for new, old in zip(after, before, strict=True)], device=weight.device)
+    if bias is not None and new_bias is not None:
+        bias = torch.where(lower, new_bias, bias)
+    return torch.where(lower[:, None], new_weight, weight), bias
