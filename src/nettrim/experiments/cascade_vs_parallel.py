@@ -61,15 +61,11 @@ def run(context: Context) -> Findings:
 
 
 def _trim(context: Context, data: Spirals, dense: nn.Module, method: str, scheme: str, epsilon: float) -> Cell:
+    options = context.options
     pruned = prune(
-        dense,
-        data.points,
-        epsilon,
-        scheme=scheme,
-        gamma=context.options["gamma"],
-        device=context.device,
-        **_METHODS[method],
-    )
+        dense, data.points, epsilon, scheme=scheme, gamma=options["gamma"], budget=options["budget"],
+        tolerance=options["tolerance"], device=context.device, **_METHODS[method],
+    )  # fmt: skip
     sizes = weight_sizes(dense)
     return Cell(pruned.numbers() | {"kept": [count / size for count, size in zip(pruned.weights, sizes, strict=True)]})
 

@@ -70,6 +70,7 @@ def run(context: Context) -> Findings:
 def _trim(context: Context, data: Spirals, dense: nn.Module, method: str) -> Cell:
     options = context.options
     how = {"scheme": "cascade", "gamma": options["gamma"], "device": context.device, **_METHODS[method]}
+    how |= {"budget": options["budget"], "tolerance": options["tolerance"]}
     pruned = seek(
         lambda epsilon: prune(dense, data.points, epsilon, **how),
         lambda found: found.discrepancy,
