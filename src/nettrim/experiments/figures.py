@@ -156,10 +156,13 @@ def heat(rates: ArrayLike, across: Sequence[float], up: Sequence[float], lines: 
             axis.plot(
                 across, values, color=(PALETTE["limit"], PALETTE["series-2"])[order % 2], linewidth=1.6, label=name
             )
+        axis.set_yscale("log")
         axis.set_ylim(up[0], up[-1])
+        axis.set_yticks(up, [f"{value:g}" for value in up])
+        axis.minorticks_off()
         axis.set_xlabel("s, weights of the neuron")
         axis.set_ylabel("P, samples")
-        axis.legend(loc="upper left", frameon=True)
+        figure.legend(loc="outside upper left", ncols=2, borderaxespad=0.0)
         figure.colorbar(shades, ax=axis, label="share recovered exactly")
 
     return draw(5.4, 3.6, "share of sparse neurons recovered exactly", paint)
