@@ -42,7 +42,8 @@ def write_findings(
     folder.mkdir(parents=True, exist_ok=True)
     for table in findings.tables:
         _write(folder / f"{table.name}.csv", _csv(table.header, table.rows))
-    _write(folder / VERDICTS, _csv(_VERDICT_HEADER, [_verdict_row(entry, plain=True) for entry in compared]))
+    if compared:
+        _write(folder / VERDICTS, _csv(_VERDICT_HEADER, [_verdict_row(entry, plain=True) for entry in compared]))
     figures, remarks = _figures(folder, findings)
     _write(folder / RESULTS, markdown(settings, findings, compared, facts, figures, remarks))
     record = {
