@@ -71,6 +71,8 @@ def _trim(context: Context, data: Spirals, dense: nn.Module, method: str) -> Cel
     options = context.options
     how = {"scheme": "cascade", "gamma": options["gamma"], "device": context.device, **_METHODS[method]}
     how |= {"budget": options["budget"], "tolerance": options["tolerance"]}
+    if _METHODS[method] is PAPER:
+        how["kappa"] = options["kappa"]
     pruned = seek(
         lambda epsilon: prune(dense, data.points, epsilon, **how),
         lambda found: found.discrepancy,
