@@ -201,6 +201,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
 
 
 def read_checked(directory: Path, name: str, sha: str) -> bytes:
+    """The bytes of a file of a saved trim, whose hash was written down. Raises InputError."""
     try:
         content = (directory / name).read_bytes()
     except OSError as error:
@@ -251,6 +252,7 @@ def _replace(temporary: Path, directory: Path) -> None:
 
 
 def replaceable(directory: Path) -> bool:
+    """Whether a directory is one that an earlier save wrote."""
     if not directory.is_dir():
         return False
     entries = [entry.name for entry in directory.iterdir()]
@@ -258,4 +260,5 @@ def replaceable(directory: Path) -> bool:
 
 
 def json_bytes(data: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """Strict JSON, in UTF-8, with a last newline."""
     return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

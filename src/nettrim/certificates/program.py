@@ -5,8 +5,8 @@ Everything is computed in float64 from the program, a weight and multipliers, wh
 
     penalty(U) >= sum_m s_m h_m - sum_g eps_g sqrt(sum_{m in g} s_m^2 n_m^2) - penalty*(s t),
 
-h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball. The derivation and
-the regularised form are in docs/mathematics.md. Multipliers of the wrong sign are clipped, free columns are made to
+h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball. The derivation
+and the regularised form are in docs/mathematics.md. Multipliers of the wrong sign are clipped, free columns are made to
 vanish, and the scales put s t into the domain of the conjugate, so every array yields a valid bound.
 """
 

@@ -23,6 +23,7 @@ Curve = tuple[list[float], list[list[float]]]  # discrepancies (%), and for each
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_spirals().source
 
 

@@ -22,6 +22,7 @@ _METHODS = {"trimmed": PAPER, "our default": OURS}
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_images(options["stand_in"]).source
 
 

@@ -39,6 +39,7 @@ class Combination:
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_images(options["stand_in"]).source
 
 

@@ -42,6 +42,7 @@ Found = dict[tuple[str, str, str], dict[str, float]]  # (column, panel, method) 
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_images(options["stand_in"]).source
 
 

@@ -20,6 +20,7 @@ _METHODS = {"the paper's method (strict, no refit)": PAPER, "our default (distan
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_images(options["stand_in"]).source
 
 

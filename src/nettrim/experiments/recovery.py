@@ -22,6 +22,7 @@ _PAPERS = {"N": "(11 s + 7) log N", "A": "(6 s + 1) log N"}  # mu = 1, where the
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return Source(f"standard Gaussian samples of {options['features']} features")
 
 

@@ -24,6 +24,7 @@ _METHODS = ("paper", "paper at its discrepancy", "equal discrepancy", "equal spa
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_spirals().source
 
 

@@ -22,6 +22,7 @@ _TABLES = {"dropout": "Table 1: trained with dropout", "dropout and l1": "Table 
 
 
 def data_source(options: Mapping[str, Any]) -> Source:
+    """The data that these options ask for, and whether it is the papers\' own."""
     return load_spirals().source
 
 

@@ -11,15 +11,18 @@ from nettrim.models.base import Layer
 
 
 def preactivations(inputs: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
+    """inputs @ weight.T + offset in float64, (samples, out)."""
     z = inputs.to(torch.float64) @ weight.to(inputs.device, torch.float64).T
     return z if offset is None else z + offset
 
 
 def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weight with the bias, if any, as its last column."""
     return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
 
 
 def with_ones(inputs: Tensor) -> Tensor:
+    """The inputs with a last column of ones, which the bias multiplies."""
     return torch.cat([inputs, inputs.new_ones(inputs.shape[0], 1)], dim=1)
 
 

@@ -119,6 +119,7 @@ class LayerOutcome:
 
 
 def check_finite(task: LayerTask) -> None:
+    """Refuse samples that are not finite. Raises DataError naming the layer."""
     named = {"inputs": task.inputs, "responses": task.responses, "offset": task.offset}
     for what, array in named.items():
         if array is not None and not bool(torch.isfinite(array).all()):
