@@ -74,7 +74,9 @@ def test_other_content_is_refused(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(b"\0\0"), gzip.compress(b"\0\0\x0d\1\0\0\0\1\0\0\0\0")]
+    "content",
+    [b"", b"not gzip", gzip.compress(b"\0\0"), gzip.compress(b"\0\0\x0d\1\0\0\0\1\0\0\0\0")],
+    ids=["empty", "no gzip", "too short", "other type"],  # compressed bytes carry the time, which no name should
 )
 def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, content):
     path = tmp_path / "images.gz"
