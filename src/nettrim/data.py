@@ -25,7 +25,6 @@ from nettrim.errors import DataError, should
 MAX_BYTES = 8 * 2**30  # unfolded, over all files
 _RATIO = 200  # a compressed array that unfolds further than this, and to more than _SMALL, is taken for a bomb
 _SMALL = 64 * 2**20
-_SUFFIXES = (".npz", ".npy", ".safetensors")
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt")
 _LAYOUT = "an array 'inputs' (or several named 'inputs.NAME') and optionally 'labels'"
 _RESAVE = 'Save it again with numpy.savez("data.npz", inputs=..., labels=...).'

@@ -24,6 +24,8 @@ from nettrim.programs import Program, group_sums
 _CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
 _SMALL = 1e-4  # excess is measured against eps, but against no less than this share of the largest response
 _NOTHING = 1e-12  # relative size under which an epsilon, or an objective, is zero to rounding
+# further scales worth trying where the bound is not linear in the scale: for a penalty that is no norm
+_SHRINKS = (1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05)
 _ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
 
 
@@ -122,9 +124,9 @@ def lower_bound(program: Program, dual: Tensor) -> Tensor:
     0."""
     dual = dual.detach().to(program.inputs.device, torch.float64)
     penalty = program.penalty.to(dual)
-    dual = _vanish_on_free_columns(program, dual, penalty.free(program.shape))
-    support, ball, transposed = _dual_sums(program, dual)
     free = penalty.free(program.shape)
+    dual = _vanish_on_free_columns(program, dual, free)
+    support, ball, transposed = _dual_sums(program, dual)
     if free is not None:
         reach = _reach(program, dual)
         vanished = (torch.where(free, transposed.abs(), 0.0) <= _ROUNDING * reach).all(dim=1)
@@ -137,15 +139,13 @@ def lower_bound(program: Program, dual: Tensor) -> Tensor:
 def _best_scale(program: Program, penalty, support: Tensor, ball: Tensor, transposed: Tensor) -> Tensor:
     """Maximise the bound over the rows' scales, as far as closed forms go; any scale is valid."""
     groups, count = program.groups.to(support.device), program.group_count
-    if penalty.couples_rows:
-        groups = torch.zeros_like(groups) if program.regularization is not None else groups
     gauge = penalty.gauge(transposed)
     limit = torch.where(gauge > 0, 1 / gauge, torch.inf)
     bounds = []
     for candidate in (limit.clamp(max=1.0), limit):
         candidate = torch.where(torch.isfinite(candidate), candidate, 1.0)
         candidate = torch.where(support > 0, candidate, 0.0)
-        for shrink in _shrinks(program, penalty):
+        for shrink in (1.0,) if penalty.is_norm else _SHRINKS:
             bounds.append(_bound_at(program, penalty, candidate * shrink, support, ball, transposed, groups, count))
     best = torch.stack(bounds).amax(dim=0).clamp(min=0)
     if penalty.couples_rows:
@@ -153,17 +153,6 @@ def _best_scale(program: Program, penalty, support: Tensor, ball: Tensor, transp
         best = torch.zeros(program.group_count, dtype=best.dtype, device=best.device)
         best[0] = total
     return best
-
-
-def _shrinks(program: Program, penalty) -> list[float]:
-    """Further scales worth trying when the bound is not linear in the scale."""
-    if penalty.is_norm and program.regularization is None:
-        return [1.0]
-    return (
-        [1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05]
-        if not penalty.is_norm
-        else [1.0]
-    )
 
 
 def _bound_at(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nettrim.experiments.checkpoints import Cell, as_state, of_state
+from nettrim.experiments.checkpoints import Cell, of_state
 from nettrim.experiments.context import Context, Findings, Source, Table, mean
 from nettrim.experiments.image_nets import tested, trained
 from nettrim.experiments.mnist import Images, load_images
@@ -171,11 +171,6 @@ def _hptd(
         "HPTD discrepancy": discrepancy(dense, cut, data.train.to(context.device or "cpu")),
         **_tuned(context, data, cut, column, seed, "HPTD "),
     }
-
-
-def trimmed_state(cell: Cell) -> dict[str, Tensor]:
-    """The trimmed network's state of a cell made by `trim_column`."""
-    return as_state(cell.arrays, TRIMMED)
 
 
 def _table(panel: str, columns: Sequence[str] | Mapping[str, Any], found: Found, counts: Mapping[str, int]) -> Table:

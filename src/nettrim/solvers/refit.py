@@ -95,7 +95,7 @@ def _fit_row(
         lower = torch.minimum(lower + inward - push.clamp(max=0), upper)
     u = start[support]
     anchor = u if anchor is None else anchor[support]
-    scale = ridge * (features**2).sum(dim=1) * _share(weights)
+    scale = ridge * (features**2).sum(dim=1)
 
     def gap_of(point: Tensor) -> Tensor:
         product = point @ features
@@ -137,10 +137,6 @@ def _fit_row(
     fitted = torch.zeros_like(start)
     fitted[support] = u
     return fitted
-
-
-def _share(weights: Tensor) -> float:
-    return float(weights.clamp(max=1.0).mean())
 
 
 def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
