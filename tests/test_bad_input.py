@@ -47,7 +47,7 @@ BAD = [
     ("table of other layers", lambda: nettrim.trim(net(), data(), epsilon={"20": 0.1, "*": 0.2}), RecipeError, "'20'"),
     ("nothing to trim", lambda: nettrim.trim(nn.ReLU(), data(), epsilon=0.1), ModelError, "`model` should be"),
     ("all ignored", lambda: nettrim.trim(net(), data(), epsilon=0.1, ignore="*"), ModelError, "`model` should be"),
-    ("no module", lambda: nettrim.trim("model.pt", data(), epsilon=0.1), ModelError, "a str"),
+    ("no module", lambda: nettrim.trim("model.pt", data(), epsilon=0.1), ModelError, "'model.pt'"),
     ("no weights", lambda: nettrim.trim(net().to("meta"), data(), epsilon=0.1), ModelError, "meta"),
     ("unknown scheme", lambda: nettrim.trim(net(), data(), epsilon=0.1, scheme="serial"), RecipeError, "'serial'"),
     ("bad holdout", lambda: nettrim.trim(net(), data(), epsilon=0.1, holdout=1.5), RecipeError, "1.5"),

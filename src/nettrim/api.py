@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from nettrim.executors.base import Executor
 from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard
 from nettrim.layerwise import LayerOutcome
+from nettrim.models.batches import Batch
 from nettrim.models.shrink import Shrunk, shrink
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.programs.penalties import Penalty
@@ -30,12 +31,18 @@ from nettrim.samples import Samples, split_samples
 from nettrim.saving import SavedTrim, save_trim
 from nettrim.schemes.whole import trim_network
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from nettrim.models.onnx_network import OnnxNetwork
+    from nettrim.models.onnx_shrink import ShrunkOnnx
+
 
 @dataclass(frozen=True, eq=False)
 class Trimmed:
     """A trimmed model and everything that was measured of it."""
 
-    model: nn.Module  # a pruned copy, with the caller's training flags
+    model: Any  # a pruned copy: a module with the caller's training flags, or of an ONNX file a ModelProto
     report: Report
     recipe: Recipe
     layers: tuple[LayerOutcome, ...]  # the new weights of each trimmed layer, and what backs its certificate
@@ -51,13 +58,40 @@ class Trimmed:
         trim = SavedTrim(self.model, self.report, self.recipe, self.layers, self.plan, self.samples)
         return save_trim(trim, Path(directory))
 
-    def shrink(self) -> Shrunk:
+    def shrink(self) -> Shrunk | ShrunkOnnx:
         """A smaller dense model that computes the same function: dead and constant units and unused inputs cut out."""
-        return shrink(self.model, self.samples.calibration[0].rows(0, 4))
+        return shrink(self.model, self._few())
+
+    def _few(self) -> Batch:
+        return self.samples.calibration[0].rows(0, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class TrimmedOnnx(Trimmed):
+    """A trimmed ONNX file: `model` is a checked ModelProto, to be written with `save` or `onnx.save`."""
+
+    network: OnnxNetwork
+    original: Any  # the ModelProto before, with all its tensors inside
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write model.onnx, original.onnx, report.json, recipe.toml and what `nettrim.verify` needs.
+
+        As `Trimmed.save`; besides, the written file is checked and its predictions are compared with the network's.
+        """
+        from nettrim.onnx_saving import SavedOnnx, save_onnx_trim  # noqa: PLC0415  # an extra
+
+        trim = SavedOnnx(self.network, self.original, self.report, self.recipe, self.layers, self.samples)
+        return save_onnx_trim(trim, Path(directory))
+
+    def shrink(self) -> ShrunkOnnx:
+        """A smaller dense ONNX model that computes the same function."""
+        from nettrim.models.onnx_shrink import shrink_onnx  # noqa: PLC0415  # an extra
+
+        return shrink_onnx(self.model, self._few())
 
 
 def trim(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str] | ModelProto,
     data: Any,
     *,
     epsilon: float | Mapping[str, float] | None = None,
@@ -85,7 +119,8 @@ def trim(
 ) -> Trimmed:
     """Trim a trained network: the sparsest weights whose responses stay within a tolerance of the original ones.
 
-    model: a torch.nn.Module; it is not changed. data: a tensor (samples, ...) or an iterable of batches.
+    model: a torch.nn.Module, the path of an .onnx file or a loaded ModelProto; it is not changed. data: a tensor
+    (samples, ...) or an iterable of batches; of a model with several inputs tuples or dicts of them.
     epsilon: tolerance of each layer, relative to the norm of its responses (absolute with relative=False).
     holdout: None (a tenth of the data from 50 samples on), a fraction, or data of its own; measured on only.
     executor: where layers and blocks of neurons are solved; None: threads of this process.
@@ -117,45 +152,93 @@ def trim(
         "seed": seed,
     }
     recipe = _recipe(recipe, options)
-    _check_model(model)
-    samples = split_samples(model, data, recipe.holdout if holdout is None else holdout, recipe.seed)
-    network = build_network(model, samples, recipe, device)
+    source = open_source(model)
+    samples = read_samples(source, data, recipe.holdout if holdout is None else holdout, recipe)
+    network = build_network(source, samples, recipe, device)
     store = None
     if checkpoint is None and isinstance(executor, Shard):
         cure = "Give a directory that all shares can write to."
         raise InputError(should("checkpoint", "given for a share", "None", cure))
     if checkpoint is not None:
         store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
-    with progress_listener(progress) as listener:
-        outcome = trim_network(
-            network,
-            samples.calibration,
-            samples.heldout,
-            recipe,
-            LayerWork(device),
-            executor or LocalExecutor(1 if _is_gpu(device) else None),
-            listener,
-            store,
-        )
+    try:
+        with progress_listener(progress) as listener:
+            outcome = trim_network(
+                network,
+                samples.calibration,
+                samples.heldout,
+                recipe,
+                LayerWork(device),
+                executor or LocalExecutor(1 if _is_gpu(device) else None),
+                listener,
+                store,
+            )
+    finally:
+        network.close()
     result = outcome.result
-    if samples.note:
-        result = replace(result, notes=(*result.notes, samples.note))
-    report = Report(result, recipe=recipe.to_dict())
-    return Trimmed(network.module, report, recipe, outcome.layers, network.plan(), samples)
+    notes = (*network.notes, *result.notes, *([samples.note] if samples.note else []))
+    report = Report(replace(result, notes=notes), recipe=recipe.to_dict())
+    made = (report, recipe, outcome.layers, network.plan(), samples)
+    if isinstance(network, TorchNetwork):
+        return Trimmed(network.module, *made)
+    return TrimmedOnnx(network.written(), *made, network, source)
+
+
+def open_source(model: object) -> Any:
+    """The model itself when it is a module with weights, or a checked ModelProto with all its tensors inside.
+
+    Raises ModelError for anything else.
+    """
+    if isinstance(model, nn.Module):
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                cure = "Load its weights first."
+                raise ModelError(should("model", "one with weights", f"{name!r} on the meta device", cure))
+        return model
+    if isinstance(model, str | os.PathLike):
+        suffix = Path(model).suffix.lower()
+        if suffix != ".onnx":
+            cure = "Build the module and load its weights into it, or export it to ONNX."
+            raise ModelError(should("model", "a torch.nn.Module or the path of an .onnx file", repr(str(model)), cure))
+    elif type(model).__name__ != "ModelProto":
+        be = "a torch.nn.Module, the path of an .onnx file or an onnx.ModelProto"
+        raise ModelError(should("model", be, f"a {type(model).__name__}"))
+    from nettrim.models.onnx_file import read_model  # noqa: PLC0415  # an extra
+
+    try:
+        return read_model(model)  # type: ignore[arg-type]
+    except ModelError as error:
+        cure = "load it with onnx.load and give the loaded model"
+        raise ModelError(str(error).replace("pass allow_external_data=True", cure)) from error
+
+
+def read_samples(source: Any, data: Any, holdout: Any, recipe: Recipe) -> Samples:
+    """The data of a trim of what `open_source` returned."""
+    if isinstance(source, nn.Module):
+        return split_samples(source, data, holdout, recipe.seed)
+    from nettrim.models.onnx_graph import Graph  # noqa: PLC0415  # an extra
+
+    return split_samples(None, data, holdout, recipe.seed, inputs=len(Graph(source).inputs))
 
 
 def build_network(
-    model: nn.Module, samples: Samples, recipe: Recipe, device: str | torch.device | None = None
-) -> TorchNetwork:
-    """The model as layers that can be trimmed, as the recipe wants it."""
-    return TorchNetwork(
-        model,
-        samples.calibration[0],
-        targets=recipe.targets,
-        ignore=recipe.ignore,
-        positions=recipe.positions,
-        seed=recipe.seed,
-        device=device,
+    source: Any, samples: Samples, recipe: Recipe, device: str | torch.device | None = None
+) -> TorchNetwork | OnnxNetwork:
+    """What `open_source` returned as layers that can be trimmed, as the recipe wants it."""
+    if isinstance(source, nn.Module):
+        return TorchNetwork(
+            source,
+            samples.calibration[0],
+            targets=recipe.targets,
+            ignore=recipe.ignore,
+            positions=recipe.positions,
+            seed=recipe.seed,
+            device=device,
+        )
+    from nettrim.models.onnx_network import OnnxNetwork  # noqa: PLC0415  # an extra
+
+    return OnnxNetwork(
+        source, targets=recipe.targets, ignore=recipe.ignore, positions=recipe.positions, seed=recipe.seed
     )
 
 
@@ -176,15 +259,6 @@ def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
         cure = "Give a tolerance such as epsilon=0.05, or a recipe."
         raise RecipeError(should("epsilon", "given", "None", cure))
     return Recipe(**given)
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(should("model", "a torch.nn.Module", f"a {type(model).__name__}"))
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            cure = "Load its weights first."
-            raise ModelError(should("model", "one with weights", f"{name!r} on the meta device", cure))
 
 
 def _is_gpu(device: str | torch.device | None) -> bool:

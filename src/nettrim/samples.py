@@ -34,17 +34,17 @@ class Samples:
         return sum(batch.size for batch in self.calibration)
 
 
-def split_samples(model: nn.Module | None, data: Any, holdout: Any, seed: int) -> Samples:
+def split_samples(model: nn.Module | None, data: Any, holdout: Any, seed: int, *, inputs: int = 1) -> Samples:
     """Read `data` and set the held-out part aside.
 
-    `model` says which inputs a batch has (None: one). `holdout`: None (a tenth, from 50 samples on), a fraction in
-    [0, 1) drawn with `seed`, or data of its own.
+    `model` says which inputs a batch has (None: `inputs` of them). `holdout`: None (a tenth, from 50 samples on), a
+    fraction in [0, 1) drawn with `seed`, or data of its own.
     Raises DataError when there are no samples, or the fraction leaves none to calibrate on.
     """
-    batches = normalise_batches(data, model=model, seed=seed)
+    batches = normalise_batches(data, model=model, seed=seed, inputs=inputs)
     digest = digest_batches(batches)
     if holdout is not None and not isinstance(holdout, int | float):
-        apart = normalise_batches(holdout, model=model, seed=seed)
+        apart = normalise_batches(holdout, model=model, seed=seed, inputs=inputs)
         return Samples(tuple(batches), tuple(apart), digest, True)
     total = sum(batch.size for batch in batches)
     fraction = (DEFAULT_FRACTION if total >= ENOUGH else 0.0) if holdout is None else float(holdout)

@@ -3,6 +3,8 @@
 model.safetensors   the trimmed model's tensors         recipe.toml   every option
 proofs.safetensors  the select stage's weights and      report.json   the report as a dictionary
                     multipliers, for `nettrim.verify`   nettrim.json  versions, hashes, structure, data digest
+
+Of an ONNX file model.onnx and original.onnx stand in place of model.safetensors: `nettrim.onnx_saving`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ FORMAT = 1
 MODEL, PROOFS, REPORT, RECIPE, INDEX = (
     "model.safetensors", "proofs.safetensors", "report.json", "recipe.toml", "nettrim.json"
 )  # fmt: skip
+ONNX_MODEL, ONNX_ORIGINAL = "model.onnx", "original.onnx"
 
 
 class Provable(Protocol):
@@ -62,16 +65,23 @@ class SavedTrim:
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedTrim:
-    """What a directory holds, its hashes checked."""
+class Claims:
+    """What a directory claims, and what backs it, whatever kind of model it is of."""
 
-    tensors: dict[str, Tensor]
-    plan: Mapping[str, Any]
     report: Mapping[str, Any]
     recipe: Recipe
     backing: dict[str, tuple[Backing, ...]]  # by layer
     kappa: dict[str, float]  # by layer: the risk coefficient it was solved with
     data: Mapping[str, Any]  # "sha256", "samples", "separate_holdout"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTrim:
+    """What a directory holds, its hashes checked."""
+
+    tensors: dict[str, Tensor]
+    plan: Mapping[str, Any]
+    claims: Claims
 
 
 def save_trim(trim: SavedTrim, directory: Path) -> Path:
@@ -83,23 +93,26 @@ def save_trim(trim: SavedTrim, directory: Path) -> Path:
         REPORT: json_bytes(trim.report.to_dict()),
         RECIPE: trim.recipe.to_toml().encode(),
     }
-    index = {
-        "format": FORMAT,
-        "versions": {"nettrim": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "structure": dict(trim.plan),
-        "data": {
-            "sha256": trim.samples.digest,
-            "samples": trim.samples.count,
-            "separate_holdout": trim.samples.separate,
-        },
-        "layers": layers,
-    }
-    files[INDEX] = json_bytes(index)
+    versions = {"nettrim": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    index = index_of(trim.samples, layers, files, versions)
+    files[INDEX] = json_bytes({**index, "structure": dict(trim.plan)})
     with new_directory(directory) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
     return directory
+
+
+def index_of(
+    samples: Samples, layers: Mapping[str, Any], files: Mapping[str, bytes], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """nettrim.json: the hash of every file, which data it was, and what `proofs_of` says of the layers."""
+    return {
+        "format": FORMAT,
+        "versions": dict(versions),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+        "data": {"sha256": samples.digest, "samples": samples.count, "separate_holdout": samples.separate},
+        "layers": dict(layers),
+    }
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -114,14 +127,29 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
 
 def read_trim(directory: Path) -> LoadedTrim:
     """Read a directory, checking every hash."""
-    index = _read_index(directory)
-    contents = {name: read_checked(directory, name, sha) for name, sha in index["files"].items()}
+    if holds_onnx(directory):
+        cure = f"Read its {ONNX_MODEL} with onnx.load."
+        raise InputError(should("directory", "one of a torch module", f"{str(directory)!r}, of an ONNX file", cure))
+    index, contents = read_files(directory, {MODEL, PROOFS, REPORT, RECIPE})
+    claims = read_claims(directory, index, contents)
     try:
-        tensors, proofs = load_tensors(contents[MODEL]), load_tensors(contents[PROOFS])
-        report = json.loads(contents[REPORT])
+        return LoadedTrim(load_tensors(contents[MODEL]), index["structure"], claims)
+    except (KeyError, SafetensorError) as error:
+        raise InputError(should("directory", "one that `save` wrote", f"{str(directory)!r} ({error!r})")) from error
+
+
+def holds_onnx(directory: Path) -> bool:
+    """Whether a directory holds a trimmed ONNX file."""
+    return (directory / INDEX).is_file() and (directory / ONNX_MODEL).is_file()
+
+
+def read_claims(directory: Path, index: Mapping[str, Any], contents: Mapping[str, bytes]) -> Claims:
+    """What the files of a directory claim. Raises InputError when they do not fit together."""
+    try:
+        proofs = load_tensors(contents[PROOFS])
         recipe = recipe_with_arrays(contents[RECIPE].decode(), proofs)
         backing, kappa = backing_of(index, proofs)
-        return LoadedTrim(tensors, index["structure"], report, recipe, backing, kappa, index["data"])
+        return Claims(json.loads(contents[REPORT]), recipe, backing, kappa, index["data"])
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
@@ -183,7 +211,8 @@ def recipe_with_arrays(text: str, proofs: Mapping[str, Tensor]) -> Recipe:
     return Recipe.from_dict(data)
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
+def read_files(directory: Path, wanted: set[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The index of a directory and the bytes of its files, which must be the `wanted` ones, every hash checked."""
     if not (directory / INDEX).is_file():
         got = f"{str(directory)!r}, which has no {INDEX}"
         raise InputError(should("directory", "one that `save` wrote", got))
@@ -195,12 +224,12 @@ def _read_index(directory: Path) -> dict[str, Any]:
     if version != FORMAT:
         cure = "Read it with the version of nettrim that wrote it."
         raise InputError(should("directory", f"in format {FORMAT}", f"format {version!r}", cure))
-    if names != {MODEL, PROOFS, REPORT, RECIPE}:
+    if names != wanted:
         raise InputError(should("directory", "one with the files that `save` writes", f"{sorted(names)}"))
-    return index
+    return index, {name: _read_checked(directory, name, sha) for name, sha in index["files"].items()}
 
 
-def read_checked(directory: Path, name: str, sha: str) -> bytes:
+def _read_checked(directory: Path, name: str, sha: str) -> bytes:
     """The bytes of a file of a saved trim, whose hash was written down. Raises InputError."""
     try:
         content = (directory / name).read_bytes()

@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from nettrim.api import build_network
+from nettrim.api import build_network, open_source, read_samples
 from nettrim.errors import DataError, ModelError, should
 from nettrim.executors.local import LocalExecutor
 from nettrim.layerwise import Backing, LayerOutcome, LayerTask, conclude, make_pieces
-from nettrim.models.base import Layer
+from nettrim.models.base import Layer, Network
 from nettrim.models.torch_network import load_into
 from nettrim.report import Report
 from nettrim.results import Event
-from nettrim.samples import split_samples
-from nettrim.saving import read_trim
+from nettrim.saving import Claims, holds_onnx, read_trim
 from nettrim.schemes import Trimmer
 from nettrim.schemes.whole import trim_network
 
@@ -58,37 +57,60 @@ class VerifyReport:
         }
 
 
-def verify(directory: str | os.PathLike[str], model: nn.Module, data: Any) -> VerifyReport:
+def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyReport:
     """Check a saved trim against the original `model` and the `data` it was made with.
 
+    model: the module, or the ONNX file as `nettrim.trim` takes it; None trusts the copy in an ONNX file's directory.
     Re-derives every layer's epsilon, distance, discrepancy and optimality gap, the network's bound and discrepancies,
     and compares them with report.json. Raises InputError for a directory that is damaged, DataError for other
     data (checked by digest), ModelError for another model.
     """
-    saved = read_trim(Path(directory))
-    recipe = saved.recipe.replace(tolerance=min(saved.recipe.tolerance + _GAP_ROUNDING, 0.999))
-    holdout = 0.0 if saved.data["separate_holdout"] else recipe.holdout
-    samples = split_samples(model, data, holdout, recipe.seed)
-    if samples.digest != saved.data["sha256"]:
+    original, changed, claims = _read(Path(directory), model)
+    recipe = claims.recipe.replace(tolerance=min(claims.recipe.tolerance + _GAP_ROUNDING, 0.999))
+    samples = read_samples(original, data, 0.0 if claims.data["separate_holdout"] else recipe.holdout, recipe)
+    if samples.digest != claims.data["sha256"]:
         cure = "Give the file or tensor that the model was trimmed with."
         raise DataError(should("data", "the data that the certificates were made with", "other data", cure))
-    network = build_network(model, samples, recipe)
-    trimmed = build_network(load_into(model, saved.tensors, saved.plan), samples, recipe)
-    weights = {layer.name: layer for layer in trimmed.layers}
-    if {layer.name for layer in network.layers} != set(saved.backing):
-        raise ModelError(should("model", "the one that was trimmed", "one with other layers"))
-
+    network = build_network(original, samples, recipe)
+    weights = _matched(network, build_network(changed, samples, recipe), set(claims.backing))
     outcome = trim_network(
         network,
         samples.calibration,
         samples.heldout,
         recipe,
-        rechecker(saved.backing, saved.kappa, weights),
+        rechecker(claims.backing, claims.kappa, weights),
         LocalExecutor(1),
         silent,
     )
-    report = Report(outcome.result, recipe=saved.recipe.to_dict())
-    return verdict(saved.report, report, saved.backing)
+    report = Report(outcome.result, recipe=claims.recipe.to_dict())
+    return verdict(claims.report, report, claims.backing)
+
+
+def _read(directory: Path, model: Any) -> tuple[Any, Any, Claims]:
+    """The original and the trimmed model, and what is claimed of them."""
+    if not holds_onnx(directory):
+        if not isinstance(model, nn.Module):
+            got = f"a {type(model).__name__}"
+            raise ModelError(should("model", "the torch.nn.Module that was trimmed", got))
+        saved = read_trim(directory)
+        return model, load_into(model, saved.tensors, saved.plan), saved.claims
+    from nettrim.onnx_saving import read_onnx_trim  # noqa: PLC0415  # an extra
+
+    loaded = read_onnx_trim(directory)
+    original, changed = open_source(loaded.original), open_source(loaded.model)
+    if model is not None and open_source(model) != original:
+        raise ModelError(should("model", "the one that was trimmed", "another", "None takes the directory's copy."))
+    return original, changed, loaded.claims
+
+
+def _matched(network: Network, trimmed: Network, names: set[str]) -> dict[str, Layer]:
+    """The trimmed model's layers by the names they have in the original."""
+    before, after = network.layers, trimmed.layers
+    if {layer.name for layer in before} != names:
+        raise ModelError(should("model", "the one that was trimmed", "one with other layers"))
+    if [layer.weight.shape for layer in before] != [layer.weight.shape for layer in after]:
+        raise ModelError(should("directory", "one with the model's layers in other weights", "other layers"))
+    return {old.name: new for old, new in zip(before, after, strict=True)}
 
 
 def rechecker(

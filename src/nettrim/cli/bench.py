@@ -10,11 +10,11 @@ import typer
 from nettrim.cli import screen
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, External, Trust, Weights
-from nettrim.cli.output import MODEL
 from nettrim.data import load_data
 from nettrim.errors import InputError, should
 from nettrim.gain import bench, bench_table
 from nettrim.gain.latency import BATCHES
+from nettrim.saving import ONNX_MODEL
 
 
 def command(
@@ -61,7 +61,7 @@ def command(
     """
     named: dict[str, Any] = {}
     for name in models:
-        inside = Path(name) / MODEL
+        inside = Path(name) / ONNX_MODEL
         opened = open_model(
             str(inside) if inside.is_file() else name,
             weights if ":" in name else None,

@@ -11,7 +11,6 @@ from nettrim.errors import InputError, should
 from nettrim.report import Report
 
 PAGE = "report.html"
-MODEL, ORIGINAL = "model.onnx", "original.onnx"
 
 
 def check_output(directory: Path) -> None:
@@ -41,11 +40,6 @@ def check_directory(directory: Path) -> None:
     if not (directory / saving.INDEX).is_file():
         got = f"{str(directory)!r}" + (f", which has no {saving.INDEX}" if directory.is_dir() else "")
         raise InputError(should("DIR", "a directory that nettrim trim wrote", got))
-
-
-def is_onnx(directory: Path) -> bool:
-    """Whether a directory holds a trimmed ONNX file."""
-    return (directory / saving.INDEX).is_file() and (directory / MODEL).is_file()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,39 +14,7 @@ from nettrim.cli.output import write_page
 from nettrim.errors import InputError, near, should
 from nettrim.executors import Executor, Ray, Shard
 from nettrim.recipe import Recipe
-from nettrim.report import Report
 from nettrim.results import Listener
-
-
-class Run(Protocol):
-    """A trim that can be saved."""
-
-    @property
-    def report(self) -> Report:
-        """What it did."""
-        ...
-
-    def save(self, directory: Path) -> list[str]:
-        """Write the directory, whole or not at all; returns remarks."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class TorchRun:
-    """A trimmed module."""
-
-    trimmed: api.Trimmed
-
-    @property
-    def report(self) -> Report:
-        """What the trim did."""
-        return self.trimmed.report
-
-    def save(self, directory: Path) -> list[str]:
-        """What `Trimmed.save` writes, and the page."""
-        with saving.new_directory(directory) as temporary:
-            self.trimmed.save(temporary)
-            return write_page(self.report, temporary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,25 +42,30 @@ class Where:
         return cls(device, chosen, checkpoint)
 
 
-def run_trim(opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, where: Where) -> Run:
+def run_trim(opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, where: Where) -> api.Trimmed:
     """Trim what was opened; `held` is data to measure on only, or None."""
+    model: Any = opened.module
     if opened.path is not None:
-        from nettrim.cli.onnx_trim import trim_onnx  # noqa: PLC0415  # an extra
+        from nettrim.cli.onnx_files import read_onnx  # noqa: PLC0415  # an extra
 
-        return trim_onnx(opened, data, held, recipe, listener, where)
-    assert opened.module is not None
-    return TorchRun(
-        api.trim(
-            opened.module,
-            data,
-            recipe=recipe,
-            holdout=held,
-            device=where.device,
-            executor=where.executor,
-            checkpoint=where.checkpoint,
-            progress=listener,
-        )
+        model = read_onnx(opened)
+    return api.trim(
+        model,
+        data,
+        recipe=recipe,
+        holdout=held,
+        device=where.device,
+        executor=where.executor,
+        checkpoint=where.checkpoint,
+        progress=listener,
     )
+
+
+def save_run(trimmed: api.Trimmed, directory: Path) -> list[str]:
+    """Write what `Trimmed.save` writes, and the page, whole or not at all; returns remarks."""
+    with saving.new_directory(directory) as temporary:
+        trimmed.save(temporary)
+        return write_page(trimmed.report, temporary)
 
 
 def check_device(device: str | None) -> None:

@@ -12,13 +12,13 @@ from safetensors.torch import save as save_tensors
 from nettrim.cli import screen
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Directory, Trust
-from nettrim.cli.output import MODEL, check_directory, is_onnx, write_whole
+from nettrim.cli.output import check_directory, write_whole
 from nettrim.data import load_data
 from nettrim.errors import InputError, should
 from nettrim.models.batches import normalise_batches
 from nettrim.models.shrink import Summary, shrink
 from nettrim.models.state import load_into, state_of
-from nettrim.saving import read_trim
+from nettrim.saving import ONNX_MODEL, holds_onnx, read_trim
 
 
 def command(
@@ -56,12 +56,12 @@ def command(
     """
     check_directory(directory)
     example = None if data is None else load_data(data).inputs
-    onnx = is_onnx(directory)
+    onnx = holds_onnx(directory)
     target = output or directory / ("shrunk.onnx" if onnx else "shrunk.safetensors")
     if onnx:
         from nettrim.cli.onnx_files import shrink_to  # noqa: PLC0415  # an extra
 
-        summary = shrink_to(directory / MODEL, example, target)
+        summary = shrink_to(directory / ONNX_MODEL, example, target)
     else:
         summary = _shrink_module(directory, model, example, target, trust=trust_model)
     if as_json:

@@ -11,7 +11,7 @@ from nettrim.cli import recipes, screen
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Data, External, Model, Quiet, Trust, Weights
 from nettrim.cli.output import check_output
-from nettrim.cli.running import Where, run_trim
+from nettrim.cli.running import Where, run_trim, save_run
 from nettrim.data import load_data
 from nettrim.executors import Unfinished
 
@@ -130,7 +130,7 @@ def command(
     except Unfinished as rest:
         screen.say(str(rest))
         return
-    remarks = trimmed.save(output)
+    remarks = save_run(trimmed, output)
     if as_json:
         screen.show_json(trimmed.report.to_dict())
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,11 +11,11 @@ from nettrim.cli import screen
 from nettrim.cli.group import CHECK_FAILED
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Data, Directory, Trust, Weights
-from nettrim.cli.output import check_directory, is_onnx
+from nettrim.cli.output import check_directory
 from nettrim.data import load_data
 from nettrim.errors import InputError, should
-from nettrim.verifying import VerifyReport
-from nettrim.verifying import verify as verify_torch
+from nettrim.saving import holds_onnx
+from nettrim.verifying import VerifyReport, verify
 
 
 def command(
@@ -45,25 +46,26 @@ def command(
     """
     check_directory(directory)
     inputs = load_data(data).inputs
-    found: VerifyReport
-    if is_onnx(directory):
-        from nettrim.cli.onnx_trim import verify_onnx  # noqa: PLC0415  # an extra
-
-        found = verify_onnx(directory, inputs)
-    else:
-        if model is None:
-            cure = "Only ONNX files can be checked without it: --model package.module:function --weights FILE."
-            raise InputError(should("--model", "the model that was trimmed", "none", cure))
-        module = open_model(model, weights, trust=trust_model).module
-        if module is None:
-            raise InputError(should("--model", "the module that was trimmed", f"the ONNX file {model!r}"))
-        found = verify_torch(directory, module, inputs)
+    found = verify(directory, _original(directory, model, weights, trust=trust_model), inputs)
     if as_json:
         screen.show_json(found.to_dict())
     else:
         show(found)
     if not found.holds:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _original(directory: Path, model: str | None, weights: Path | None, *, trust: bool) -> Any:
+    """The model before the trim; None for the copy that an ONNX file's directory has."""
+    if model is None:
+        if holds_onnx(directory):
+            return None
+        cure = "Only ONNX files can be checked without it: --model package.module:function --weights FILE."
+        raise InputError(should("--model", "the model that was trimmed", "none", cure))
+    opened = open_model(model, weights, trust=trust)
+    if (opened.path is not None) != holds_onnx(directory):
+        raise InputError(should("--model", "the kind of model that was trimmed", repr(model)))
+    return opened.module if opened.path is None else opened.path
 
 
 def show(found: VerifyReport) -> None:

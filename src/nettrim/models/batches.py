@@ -61,14 +61,14 @@ class Batch:
 
 
 def normalise_batches(
-    data: Any, *, limit: int | None = None, seed: int = 0, model: nn.Module | None = None
+    data: Any, *, limit: int | None = None, seed: int = 0, model: nn.Module | None = None, inputs: int = 1
 ) -> list[Batch]:
     """Turn calibration data into batches.
 
     `data`: a tensor or array (cut into batches of 256 rows), a tuple or dict of them, a Dataset, or an
     iterable of batches, where a batch is a tensor, a tuple or list, or a dict of keyword arguments with
     "labels" set aside. Whether (a, b) is an input with its label or two inputs is read from the model's
-    forward; without a model it is an input with its label. `limit` is the number of samples kept: drawn
+    forward; without a model a batch has `inputs` of them before its label. `limit` is the number of samples kept: drawn
     with `seed` from data given whole, the first ones of an iterable. With a model, floating inputs take
     its precision. Raises DataError when there is nothing, or NaN or infinity, or it cannot be read.
     """
@@ -76,7 +76,7 @@ def normalise_batches(
         raise DataError(should("limit", "at least 1 sample", limit))
     if isinstance(data, Batch):
         data = [data]
-    required, most = _positional(model)
+    required, most = _positional(model, inputs)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
     batches: list[Batch] = []
     total = 0
@@ -157,10 +157,10 @@ def _batch(item: Any, required: int, most: int) -> Batch:
     return Batch(args, kwargs, labels if isinstance(labels, Tensor) else None, len(first) if first.dim() else 1)
 
 
-def _positional(model: nn.Module | None) -> tuple[int, int]:
+def _positional(model: nn.Module | None, inputs: int) -> tuple[int, int]:
     """How many positional inputs a model's forward needs, and how many it takes at most."""
     if model is None:
-        return 1, 10**6
+        return inputs, 10**6 if inputs == 1 else inputs
     forward = getattr(model, "_orig_mod", model).forward
     parameters = list(inspect.signature(forward).parameters.values())
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

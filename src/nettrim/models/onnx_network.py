@@ -24,7 +24,7 @@ from nettrim.models.onnx_layers import match, plain_chain
 from nettrim.models.onnx_products import Product, find_products
 from nettrim.models.onnx_run import Part, as_batch, chunks
 from nettrim.models.onnx_sites import Site, add_bias, prepare
-from nettrim.models.onnx_write import write_model
+from nettrim.models.onnx_write import clean, write_model
 from nettrim.models.selection import Candidate, select
 from nettrim.models.store import SampleStore
 from nettrim.models.unfold import matrix_of, weight_of
@@ -124,6 +124,23 @@ class OnnxNetwork:
     def input_names(self) -> tuple[str, ...]:
         """The graph's inputs, in order: the names that batches given as dictionaries use."""
         return tuple(value.name for value in self._inputs)
+
+    def plan(self) -> dict[str, Any]:
+        """Empty: a written file holds its own structure."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Every stored tensor of numbers by its name."""
+        arrays = ((tensor.name, to_array(tensor)) for tensor in self.model.graph.initializer)
+        return {
+            name: torch.from_numpy(array.copy()) if array.dtype.kind in "iu" else _plain(array)
+            for name, array in arrays
+            if array is not None and array.dtype.kind in "iufV"
+        }
+
+    def written(self) -> Any:
+        """The model with its present weights as `save` writes it, a ModelProto."""
+        return clean(self.model)
 
     def capture(self, batches: Sequence[object], names: Sequence[str]) -> dict[str, LayerSamples]:
         """Samples of the named layers with the present weights, in the order of the batches.

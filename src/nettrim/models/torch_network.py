@@ -97,6 +97,11 @@ class TorchNetwork:
         """Layer names when the network is a plain chain of Linear layers, else None."""
         return self._structure.chain
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on how the structure was changed."""
+        return ()
+
     def plan(self) -> dict[str, Any]:
         """What was changed in the module's structure, to be replayed by `load_into`; plain JSON values."""
         return copy.deepcopy(self._plan)

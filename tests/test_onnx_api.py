@@ -1,0 +1,160 @@
+"""ONNX files through the public functions: as modules, and as at the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nettrim
+from nettrim.errors import DataError, InputError, ModelError
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402  # needs the extra
+
+OPTIONS = {"epsilon": 0.1, "progress": False}
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4))
+
+
+def two_inputs(split: bool) -> onnx.ModelProto:
+    """y = relu((a - b) W' + c) V', of two inputs, or of b = 0 in one."""
+    model = small()
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    stored = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    nodes = [helper.make_node("Sub", ["a", "b"], ["x"])] if split else []
+    nodes += [
+        helper.make_node("Gemm", ["x" if split else "a", "0.weight", "0.bias"], ["z"], "first", transB=1),
+        helper.make_node("Relu", ["z"], ["r"]),
+        helper.make_node("Gemm", ["r", "2.weight", "2.bias"], ["y"], "last", transB=1),
+    ]
+    inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 12]) for n in ("ab" if split else "a")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.fixture
+def data() -> torch.Tensor:
+    return torch.randn(60, 12, generator=torch.Generator().manual_seed(1))
+
+
+def predict(model: onnx.ModelProto, **feeds: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
+
+
+def weights(model: onnx.ModelProto) -> list[np.ndarray]:
+    return [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+
+
+def timeless(report: dict) -> dict:
+    for entry in (report, *report["layers"]):
+        entry.pop("seconds")
+    return report
+
+
+def test_a_path_a_loaded_model_and_the_command_line_give_one_result(tmp_path: Path, data: torch.Tensor) -> None:
+    typer_testing = pytest.importorskip("typer.testing")
+    from nettrim.cli import app  # noqa: PLC0415  # needs the extra
+
+    path, file = tmp_path / "small.onnx", tmp_path / "data.npy"
+    onnx.save(two_inputs(False), path)
+    np.save(file, data.numpy())
+    words = ("trim", path, "--data", file, "--epsilon", "0.1", "-o", tmp_path / "cli", "--json", "--quiet")
+    result = typer_testing.CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    told = timeless(json.loads(result.stdout))
+    for place, model in enumerate((path, str(path), two_inputs(False))):
+        trimmed = nettrim.trim(model, data, **OPTIONS)
+        assert timeless(trimmed.report.to_dict()) == told
+        directory = trimmed.save(tmp_path / f"python{place}")
+        assert (directory / "model.onnx").read_bytes() == (tmp_path / "cli" / "model.onnx").read_bytes()
+        assert trimmed.model == onnx.load(directory / "model.onnx")
+
+
+def test_a_file_is_trimmed_as_the_module_it_was_made_from(data: torch.Tensor) -> None:
+    model = small()
+    one, two = (nettrim.trim(source, data, **OPTIONS) for source in (model, two_inputs(False)))
+    for left, right in zip(one.report.layers, two.report.layers, strict=True):
+        assert left.objective == pytest.approx(right.objective, rel=1e-3)
+    with torch.no_grad():
+        np.testing.assert_allclose(one.model(data), predict(two.model, a=data), atol=0.05)
+
+
+def test_the_given_model_stays_as_it_was(data: torch.Tensor) -> None:
+    model = two_inputs(False)
+    before = model.SerializeToString()
+    assert nettrim.trim(model, data, **OPTIONS).report.sparsity > 0
+    assert model.SerializeToString() == before
+
+
+def test_verify_starts_from_the_directory_or_from_the_model(tmp_path: Path, data: torch.Tensor) -> None:
+    model = two_inputs(False)
+    directory = nettrim.trim(model, data, **OPTIONS).save(tmp_path / "out")
+    assert nettrim.verify(directory, None, data).holds
+    assert nettrim.verify(directory, model, data).holds
+    model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
+    with pytest.raises(ModelError, match="the one that was trimmed"):
+        nettrim.verify(directory, model, data)
+    with pytest.raises(DataError, match="other data"):
+        nettrim.verify(directory, None, data + 1)
+    with pytest.raises(InputError, match="onnx.load"):
+        nettrim.load(directory, small())
+
+
+def test_shrinking_keeps_the_function(data: torch.Tensor) -> None:
+    trimmed = nettrim.trim(two_inputs(False), data, epsilon=0.9, refit=False, progress=False)
+    shrunk = trimmed.shrink()
+    assert shrunk.summary.changed
+    np.testing.assert_allclose(predict(shrunk.model, a=data), predict(trimmed.model, a=data), atol=1e-5)
+
+
+def test_an_interrupted_trim_goes_on(tmp_path: Path, data: torch.Tensor) -> None:
+    first = nettrim.trim(two_inputs(False), data, checkpoint=tmp_path / "kept", **OPTIONS)
+    again = nettrim.trim(two_inputs(False), data, checkpoint=tmp_path / "kept", **OPTIONS)
+    assert again.model == first.model
+    other = two_inputs(False)
+    array = np.full_like(numpy_helper.to_array(other.graph.initializer[1]), 0.5)
+    other.graph.initializer[1].CopyFrom(numpy_helper.from_array(array, other.graph.initializer[1].name))
+    with pytest.raises(InputError, match="of another model"):
+        nettrim.trim(other, data, checkpoint=tmp_path / "kept", **OPTIONS)
+
+
+@pytest.mark.parametrize("form", ["dict", "tuples", "whole", "labelled"])
+def test_several_inputs_in_any_form(data: torch.Tensor, form: str) -> None:
+    a, b = data + 1, torch.ones_like(data)
+    labels = torch.zeros(60)
+    given = {
+        "dict": {"b": b, "a": a},
+        "tuples": [(a[:30], b[:30]), (a[30:], b[30:])],
+        "whole": (a, b),
+        "labelled": [(a, b, labels)],
+    }[form]
+    one = nettrim.trim(two_inputs(True), given, **OPTIONS)
+    two = nettrim.trim(two_inputs(False), data, **OPTIONS)
+    for left, right in zip(one.report.layers, two.report.layers, strict=True):
+        assert left.objective == pytest.approx(right.objective, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("net.pt", "path of an .onnx file"),
+        ("absent.onnx", "No such file"),
+        (3, "an onnx.ModelProto. Got a int"),
+    ],
+    ids=["pickle", "absent", "number"],
+)
+def test_other_models_are_refused(model: object, words: str, data: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match=words):
+        nettrim.trim(model, data, **OPTIONS)
