@@ -127,6 +127,56 @@ def test_holdout(model, data, count, holdout, sizes):
     assert (network.discrepancy_holdout is None) == (sizes[1] == 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"num_calibration_samples": 20}, (20, 0)),
+        ({"num_calibration_samples": 60}, (60, 6)),
+        ({"num_calibration_samples": 60, "holdout": 0.25}, (60, 19)),
+        ({"num_calibration_samples": 20, "holdout": 0.5}, (20, 19)),
+        ({"num_calibration_samples": 500, "holdout": 0.0}, (80, 0)),
+        ({"num_calibration_samples": 20, "holdout": torch.ones(7, 6)}, (20, 7)),
+    ],
+    ids=lambda value: "-".join(str(v) for v in value) if isinstance(value, tuple) else None,
+)
+def test_as_many_samples_are_calibrated_on_as_were_asked_for(model, data, options, sizes):
+    network = nettrim.trim(model, data, epsilon=0.1, **options).report.network
+    assert (network.samples, network.samples_holdout) == sizes
+
+
+@pytest.mark.parametrize("form", ["tensor", "Dataset"])
+def test_the_seed_draws_the_samples(model, data, form):
+    def drawn(seed):
+        given = data if form == "tensor" else TensorDataset(data, torch.zeros(80))
+        samples = nettrim.trim(model, given, epsilon=0.1, num_calibration_samples=30, holdout=0.0, seed=seed).samples
+        return torch.cat([batch.args[0] for batch in samples.calibration])
+
+    one, two = drawn(0), drawn(1)
+    assert torch.equal(one, drawn(0)) and not torch.equal(one, two)
+    places = [int((data == row).all(1).nonzero()) for row in one]
+    assert places == sorted(set(places))
+
+
+def test_the_samples_chosen_are_found_again(model, data, tmp_path):
+    options = {"num_calibration_samples": 30, "seed": 4, "epsilon": 0.1}
+    trimmed = nettrim.trim(model, data, **options)
+    again = nettrim.trim(model, data, recipe=nettrim.Recipe.from_toml(trimmed.recipe.to_toml()))
+    assert same(state(trimmed.model), state(again.model))
+    assert nettrim.verify(trimmed.save(tmp_path / "out"), model, data).holds
+
+
+def test_positions_of_a_convolution_are_drawn_with_the_seed(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3))
+    images = torch.randn(60, 2, 6, 6)
+    one, again, other = (
+        nettrim.trim(model, images, epsilon=0.2, positions=5, holdout=0.0, seed=seed) for seed in (0, 0, 1)
+    )
+    assert same(state(one.model), state(again.model)) and not same(state(one.model), state(other.model))
+    assert one.layers[0].samples == 60 * 5
+    assert nettrim.verify(one.save(tmp_path / "out"), model, images).holds
+
+
 def test_holdout_of_its_own(model, data):
     trimmed = nettrim.trim(model, data[:40], epsilon=0.1, holdout=data[40:])
     assert (trimmed.report.network.samples, trimmed.report.network.samples_holdout) == (40, 40)

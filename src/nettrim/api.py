@@ -108,6 +108,7 @@ def trim(
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] = (),
     positions: int | None = None,
+    num_calibration_samples: int | None = None,
     holdout: Any = None,
     tolerance: float = 1e-4,
     executor: Executor | None = None,
@@ -122,6 +123,9 @@ def trim(
     model: a torch.nn.Module, the path of an .onnx file or a loaded ModelProto; it is not changed. data: a tensor
     (samples, ...) or an iterable of batches; of a model with several inputs tuples or dicts of them.
     epsilon: tolerance of each layer, relative to the norm of its responses (absolute with relative=False).
+    num_calibration_samples: calibrate on so many samples: of data given whole (a tensor, a Dataset) a choice drawn
+    with `seed`, the first ones of any other iterable. positions: of each sample, at most so many positions of a
+    convolution or tokens, drawn with `seed`.
     holdout: None (a tenth of the data from 50 samples on), a fraction, or data of its own; measured on only.
     executor: where layers and blocks of neurons are solved; None: threads of this process.
     checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
@@ -147,6 +151,7 @@ def trim(
         "targets": targets,
         "ignore": ignore,
         "positions": positions,
+        "num_calibration_samples": num_calibration_samples,
         "holdout": holdout if isinstance(holdout, int | float) else None,
         "tolerance": tolerance,
         "seed": seed,
@@ -214,11 +219,12 @@ def open_source(model: object) -> Any:
 
 def read_samples(source: Any, data: Any, holdout: Any, recipe: Recipe) -> Samples:
     """The data of a trim of what `open_source` returned."""
+    limit = recipe.num_calibration_samples
     if isinstance(source, nn.Module):
-        return split_samples(source, data, holdout, recipe.seed)
+        return split_samples(source, data, holdout, recipe.seed, limit=limit)
     from nettrim.models.onnx_graph import Graph  # noqa: PLC0415  # an extra
 
-    return split_samples(None, data, holdout, recipe.seed, inputs=len(Graph(source).inputs))
+    return split_samples(None, data, holdout, recipe.seed, limit=limit, inputs=len(Graph(source).inputs))
 
 
 def build_network(

@@ -48,6 +48,7 @@ class Recipe:
     targets: tuple[str, ...] | None = None  # None: every layer that can be trimmed
     ignore: tuple[str, ...] = ()
     positions: int | None = None  # convolutions: how many positions a sample contributes; None: the front end's rule
+    num_calibration_samples: int | None = None  # calibrate on so many of the samples, drawn with `seed`; None: on all
     holdout: float | None = None  # fraction of the data measured on only; None: a tenth from 50 samples on
     tolerance: float = 1e-4  # relative optimality gap asked of the solver
     certificate_megabytes: float = 256.0  # larger multipliers are not kept for `verify`
@@ -77,8 +78,9 @@ class Recipe:
         object.__setattr__(self, "ignore", _names("ignore", self.ignore))
         if self.targets is not None and not self.targets:
             raise RecipeError(should("targets", "None or at least one layer name", "an empty list"))
-        if self.positions is not None and not _is_count(self.positions):
-            raise RecipeError(should("positions", "None or a whole number >= 1", repr(self.positions)))
+        for name in ("positions", "num_calibration_samples"):
+            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
+                raise RecipeError(should(name, "None or a whole number >= 1", repr(getattr(self, name))))
         if self.holdout is not None and not (_is_number(self.holdout) and 0 <= self.holdout < 1):
             raise RecipeError(should("holdout", "a fraction in [0, 1)", repr(self.holdout)))
         if not (_is_number(self.tolerance) and 0 < self.tolerance < 1):

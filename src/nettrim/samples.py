@@ -34,20 +34,25 @@ class Samples:
         return sum(batch.size for batch in self.calibration)
 
 
-def split_samples(model: nn.Module | None, data: Any, holdout: Any, seed: int, *, inputs: int = 1) -> Samples:
+def split_samples(
+    model: nn.Module | None, data: Any, holdout: Any, seed: int, *, limit: int | None = None, inputs: int = 1
+) -> Samples:
     """Read `data` and set the held-out part aside.
 
     `model` says which inputs a batch has (None: `inputs` of them). `holdout`: None (a tenth, from 50 samples on), a
-    fraction in [0, 1) drawn with `seed`, or data of its own.
+    fraction in [0, 1) drawn with `seed`, or data of its own. `limit`: how many samples to calibrate on at most; those
+    held out come on top.
     Raises DataError when there are no samples, or the fraction leaves none to calibrate on.
     """
-    batches = normalise_batches(data, model=model, seed=seed, inputs=inputs)
+    apart = holdout is not None and not isinstance(holdout, int | float)
+    total = limit if limit is None or apart else _leaving(limit, holdout)
+    batches = normalise_batches(data, limit=total, model=model, seed=seed, inputs=inputs)
     digest = digest_batches(batches)
-    if holdout is not None and not isinstance(holdout, int | float):
-        apart = normalise_batches(holdout, model=model, seed=seed, inputs=inputs)
-        return Samples(tuple(batches), tuple(apart), digest, True)
+    if apart:
+        measured = normalise_batches(holdout, model=model, seed=seed, inputs=inputs)
+        return Samples(tuple(batches), tuple(measured), digest, True)
     total = sum(batch.size for batch in batches)
-    fraction = (DEFAULT_FRACTION if total >= ENOUGH else 0.0) if holdout is None else float(holdout)
+    fraction = _fraction(total, holdout)
     count = int(fraction * total)
     if count >= total or (fraction > 0 and count == 0):
         got = f"{fraction:g} of {total} samples"
@@ -65,6 +70,18 @@ def split_samples(model: nn.Module | None, data: Any, holdout: Any, seed: int, *
                 side.append(batch.pick(chosen.nonzero()[:, 0]))
     note = f"{count} of {total} samples were held out, drawn with seed {seed}."
     return Samples(tuple(calibration), tuple(heldout), digest, False, note)
+
+
+def _fraction(total: int, holdout: float | None) -> float:
+    return (DEFAULT_FRACTION if total >= ENOUGH else 0.0) if holdout is None else float(holdout)
+
+
+def _leaving(count: int, holdout: float | None) -> int:
+    """Of how many samples `count` are left when the others are held out."""
+    total = count
+    while (missing := count - total + int(_fraction(total, holdout) * total)) > 0:
+        total += missing
+    return total
 
 
 def digest_batches(batches: Sequence[Batch]) -> str:

@@ -69,6 +69,8 @@ def command(
         "--targets.", rich_help_panel=_WHICH)] = None,
     positions: Annotated[int | None, typer.Option(metavar="N", help="Convolutions: at most so many positions of each "
         "sample. \\[default: all]", rich_help_panel=_WHICH)] = None,
+    num_calibration_samples: Annotated[int | None, typer.Option(metavar="N", help="Calibrate on so many samples, drawn "
+        "with --seed. \\[default: all]", rich_help_panel=_WHICH)] = None,
     holdout: Annotated[str | None, typer.Option(metavar="FRACTION|FILE", help="Samples to measure on only, never "
         "to trim with. \\[default: 0.1 from 50 samples on]", rich_help_panel=_WHICH)] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="For every random choice. \\[default: 0]",
@@ -113,6 +115,7 @@ def command(
         "targets": tuple(targets) if targets else None,
         "ignore": tuple(ignore) if ignore else None,
         "positions": positions,
+        "num_calibration_samples": num_calibration_samples,
         "holdout": fraction,
         "seed": seed,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from nettrim.errors import DataError, should
 
@@ -68,9 +68,10 @@ def normalise_batches(
     `data`: a tensor or array (cut into batches of 256 rows), a tuple or dict of them, a Dataset, or an
     iterable of batches, where a batch is a tensor, a tuple or list, or a dict of keyword arguments with
     "labels" set aside. Whether (a, b) is an input with its label or two inputs is read from the model's
-    forward; without a model a batch has `inputs` of them before its label. `limit` is the number of samples kept: drawn
-    with `seed` from data given whole, the first ones of an iterable. With a model, floating inputs take
-    its precision. Raises DataError when there is nothing, or NaN or infinity, or it cannot be read.
+    forward; without a model a batch has `inputs` of them before its label. `limit` is the number of samples
+    kept: drawn with `seed` from data given whole and from a Dataset with a length, the first ones of any
+    other iterable. With a model, floating inputs take its precision. Raises DataError when there is nothing,
+    or NaN or infinity, or it cannot be read.
     """
     if limit is not None and limit < 1:
         raise DataError(should("limit", "at least 1 sample", limit))
@@ -102,13 +103,23 @@ def normalise_batches(
 def _items(data: Any, limit: int | None, seed: int) -> Iterator[Any]:
     """The batches of an iterable as they come; data given whole in pieces."""
     if isinstance(data, Dataset) and not isinstance(data, Tensor):
-        data = DataLoader(data, batch_size=ROWS)
+        data = DataLoader(_chosen(data, limit, seed), batch_size=ROWS)
     if isinstance(data, Tensor | np.ndarray | Mapping) or (isinstance(data, tuple) and _all_arrays(data)):
         yield from _pieces(data, limit, seed)
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
         yield from data
     else:
         raise DataError(should("data", "a tensor, an array or an iterable of batches", f"a {type(data).__name__}"))
+
+
+def _chosen(data: Dataset[Any], limit: int | None, seed: int) -> Dataset[Any]:
+    """A seeded choice of a Dataset's samples when there is a limit, in their order."""
+    size = len(data) if isinstance(data, Sized) else 0
+    return data if limit is None or limit >= size else Subset(data, _rows(size, limit, seed).tolist())
+
+
+def _rows(size: int, limit: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
 
 
 def _pieces(data: Any, limit: int | None, seed: int) -> Iterator[Any]:
@@ -123,7 +134,7 @@ def _pieces(data: Any, limit: int | None, seed: int) -> Iterator[Any]:
         raise DataError(should("data", "at least one sample", "none"))
     rows = torch.arange(size)
     if limit is not None and limit < size:
-        rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        rows = _rows(size, limit, seed)
     for chosen in rows.split(ROWS):
         whole = len(rows) == size  # consecutive rows are cut as views
         index = slice(int(chosen[0]), int(chosen[-1]) + 1) if whole else chosen
