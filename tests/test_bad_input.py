@@ -52,6 +52,7 @@ BAD = [
     ("unknown scheme", lambda: nettrim.trim(net(), data(), epsilon=0.1, scheme="serial"), RecipeError, "'serial'"),
     ("no samples wanted", lambda: nettrim.trim(net(), data(), epsilon=0.1, num_calibration_samples=0), RecipeError,
      "num_calibration_samples"),
+    ("unknown batchnorm", lambda: nettrim.trim(net(), data(), epsilon=0.1, batchnorm="refold"), RecipeError, "'fold'"),
     ("bad holdout", lambda: nettrim.trim(net(), data(), epsilon=0.1, holdout=1.5), RecipeError, "1.5"),
     ("holdout of nothing", lambda: nettrim.trim(net(), data(3), epsilon=0.1, holdout=0.1), DataError, "holdout"),
     ("recipe as dict", lambda: nettrim.trim(net(), data(), recipe={"epsilon": 0.1}), RecipeError, "Recipe.read"),

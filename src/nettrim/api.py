@@ -107,6 +107,7 @@ def trim(
     refit: bool = True,
     targets: str | Iterable[str] | None = None,
     ignore: str | Iterable[str] = (),
+    batchnorm: str = "fold",
     positions: int | None = None,
     num_calibration_samples: int | None = None,
     holdout: Any = None,
@@ -123,6 +124,8 @@ def trim(
     model: a torch.nn.Module, the path of an .onnx file or a loaded ModelProto; it is not changed. data: a tensor
     (samples, ...) or an iterable of batches; of a model with several inputs tuples or dicts of them.
     epsilon: tolerance of each layer, relative to the norm of its responses (absolute with relative=False).
+    batchnorm: "fold" each into the layer before it, which is then trimmed with it; "reestimate": keep them, and
+    recompute their running statistics on the calibration data through the trimmed network.
     num_calibration_samples: calibrate on so many samples: of data given whole (a tensor, a Dataset) a choice drawn
     with `seed`, the first ones of any other iterable. positions: of each sample, at most so many positions of a
     convolution or tokens, drawn with `seed`.
@@ -150,6 +153,7 @@ def trim(
         "refit": refit,
         "targets": targets,
         "ignore": ignore,
+        "batchnorm": batchnorm,
         "positions": positions,
         "num_calibration_samples": num_calibration_samples,
         "holdout": holdout if isinstance(holdout, int | float) else None,
@@ -185,7 +189,7 @@ def trim(
     report = Report(replace(result, notes=notes), recipe=recipe.to_dict())
     made = (report, recipe, outcome.layers, network.plan(), samples)
     if isinstance(network, TorchNetwork):
-        return Trimmed(network.module, *made)
+        return Trimmed(network.written(), *made)
     return TrimmedOnnx(network.written(), *made, network, source)
 
 
@@ -240,9 +244,13 @@ def build_network(
             positions=recipe.positions,
             seed=recipe.seed,
             device=device,
+            statistics=samples.calibration if recipe.batchnorm == "reestimate" else None,
         )
     from nettrim.models.onnx_network import OnnxNetwork  # noqa: PLC0415  # an extra
 
+    if recipe.batchnorm != "fold":
+        cure = "Re-estimate in the framework that wrote the file."
+        raise RecipeError(should("batchnorm", "'fold' for an ONNX file", repr(recipe.batchnorm), cure))
     return OnnxNetwork(
         source, targets=recipe.targets, ignore=recipe.ignore, positions=recipe.positions, seed=recipe.seed
     )

@@ -20,6 +20,7 @@ from nettrim.programs.penalties import L1, Penalty
 SCHEMES = ("parallel", "cascade")
 CONSTRAINTS = ("distance", "strict")
 SLACKS = ("published", "positive")
+BATCHNORMS = ("fold", "reestimate")
 DEFAULT = "*"  # in a table by layer name: every layer that is not named
 _PENALTIES = ("L1", "ElasticNet", "L1Frobenius", "MaxNorm", "GroupL2Inputs", "GroupL2Outputs")
 
@@ -47,6 +48,7 @@ class Recipe:
     refit: bool = True
     targets: tuple[str, ...] | None = None  # None: every layer that can be trimmed
     ignore: tuple[str, ...] = ()
+    batchnorm: str = "fold"  # into the layers before, or "reestimate": keep it, its statistics those of the trimmed net
     positions: int | None = None  # convolutions: how many positions a sample contributes; None: the front end's rule
     num_calibration_samples: int | None = None  # calibrate on so many of the samples, drawn with `seed`; None: on all
     holdout: float | None = None  # fraction of the data measured on only; None: a tenth from 50 samples on
@@ -62,6 +64,7 @@ class Recipe:
         _choices("scheme", self.scheme, SCHEMES)
         _choices("constraint", self.constraint, CONSTRAINTS)
         _choices("slack", self.slack, SLACKS)
+        _choices("batchnorm", self.batchnorm, BATCHNORMS)
         for name in ("relative", "penalize_bias", "refit"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(should(name, "True or False", repr(getattr(self, name))))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nettrim.api import build_network, open_source, read_samples
@@ -21,11 +22,13 @@ from nettrim.models.base import Layer, Network
 from nettrim.models.torch_network import load_into
 from nettrim.report import Report
 from nettrim.results import Event
+from nettrim.samples import Samples
 from nettrim.saving import Claims, holds_onnx, read_trim
 from nettrim.schemes import Trimmer
-from nettrim.schemes.whole import trim_network
+from nettrim.schemes.whole import relative_discrepancy, trim_network
 
 _ROUNDING = 1e-5  # relative: other machines sum in another order
+_SAME = 1e-4  # relative: answers of one network on two machines
 _GAP_ROUNDING = 1e-6  # absolute, for optimality gaps
 
 
@@ -72,7 +75,8 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
         cure = "Give the file or tensor that the model was trimmed with."
         raise DataError(should("data", "the data that the certificates were made with", "other data", cure))
     network = build_network(original, samples, recipe)
-    weights = _matched(network, build_network(changed, samples, recipe), set(claims.backing))
+    trimmed = build_network(changed, samples, recipe)
+    weights = _matched(network, trimmed, set(claims.backing))
     outcome = trim_network(
         network,
         samples.calibration,
@@ -83,7 +87,8 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
         silent,
     )
     report = Report(outcome.result, recipe=claims.recipe.to_dict())
-    return verdict(claims.report, report, claims.backing)
+    found = verdict(claims.report, report, claims.backing)
+    return replace(found, failures=(*found.failures, *_other_answers(network, trimmed, samples)))
 
 
 def _read(directory: Path, model: Any) -> tuple[Any, Any, Claims]:
@@ -111,6 +116,13 @@ def _matched(network: Network, trimmed: Network, names: set[str]) -> dict[str, L
     if [layer.weight.shape for layer in before] != [layer.weight.shape for layer in after]:
         raise ModelError(should("directory", "one with the model's layers in other weights", "other layers"))
     return {old.name: new for old, new in zip(before, after, strict=True)}
+
+
+def _other_answers(network: Network, trimmed: Network, samples: Samples) -> list[str]:
+    """A failure when the file's model, of which so far only the layers were read, answers otherwise than they say."""
+    apart = relative_discrepancy(network.outputs(samples.calibration), trimmed.outputs(samples.calibration))
+    rounding = max(torch.finfo(layer.dtype or layer.weight.dtype).eps for layer in network.layers)
+    return [f"network: the saved model's answers differ by {apart:.2g}"] if apart > max(_SAME, 4 * rounding) else []
 
 
 def rechecker(

@@ -79,7 +79,8 @@ def test_every_option_reaches_the_recipe(run) -> None:
     words = (
         "--epsilon layer0=0.1 --epsilon *=0.2 --scheme layer0=cascade --gamma 1.2 --kappa 0.9 --budget neuron "
         "--penalty group-inputs --penalize-bias --constraint strict --slack positive --no-refit --tolerance 0.01 "
-        "--targets layer0 --ignore layer2 --holdout 0.25 --seed 3 --num-calibration-samples 20 --positions 5"
+        "--targets layer0 --ignore layer2 --holdout 0.25 --seed 3 --num-calibration-samples 20 --positions 5 "
+        "--batchnorm fold"
     )
     result = run(*TRIM, *words.split(), "-o", "out", "--json")
     assert result.exit_code == 0, result.output
@@ -89,7 +90,7 @@ def test_every_option_reaches_the_recipe(run) -> None:
     assert recipe["penalty"] == {"kind": "GroupL2Inputs"}
     wanted = {"gamma": 1.2, "kappa": 0.9, "budget": "neuron", "penalize_bias": True, "constraint": "strict"}
     wanted |= {"slack": "positive", "refit": False, "tolerance": 0.01, "targets": ["layer0"], "holdout": 0.25}
-    wanted |= {"num_calibration_samples": 20, "positions": 5}
+    wanted |= {"num_calibration_samples": 20, "positions": 5, "batchnorm": "fold"}
     assert wanted.items() <= recipe.items()
     assert recipe["seed"] == 3 and recipe["ignore"] == ["layer2"]
 

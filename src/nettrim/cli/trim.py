@@ -67,6 +67,9 @@ def command(
         rich_help_panel=_WHICH)] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave these as they are; named as for "
         "--targets.", rich_help_panel=_WHICH)] = None,
+    batchnorm: Annotated[str | None, typer.Option(metavar="NAME", help="Torch modules: fold, into the layers before; "
+        "reestimate, keep them, with the statistics of the trimmed network. \\[default: fold]",
+        rich_help_panel=_HOW)] = None,
     positions: Annotated[int | None, typer.Option(metavar="N", help="Convolutions: at most so many positions of each "
         "sample. \\[default: all]", rich_help_panel=_WHICH)] = None,
     num_calibration_samples: Annotated[int | None, typer.Option(metavar="N", help="Calibrate on so many samples, drawn "
@@ -114,6 +117,7 @@ def command(
         "tolerance": tolerance,
         "targets": tuple(targets) if targets else None,
         "ignore": tuple(ignore) if ignore else None,
+        "batchnorm": batchnorm,
         "positions": positions,
         "num_calibration_samples": num_calibration_samples,
         "holdout": fraction,

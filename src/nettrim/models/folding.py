@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nettrim.models.running import deep_copy, evaluating
 from nettrim.models.trace import Node, Trace, record
 from nettrim.models.weights import Weight, is_standard
 
-_FOLDABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FORWARDS = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def fold_all(
@@ -76,7 +76,7 @@ def fold(module: nn.Module, layer: str, norm: str) -> None:
     beta + (bias - mean) s. Computed in float64.
     """
     target, batch_norm = module.get_submodule(layer), module.get_submodule(norm)
-    if not isinstance(batch_norm, _FOLDABLE) or batch_norm.running_mean is None or batch_norm.running_var is None:
+    if not is_batch_norm(batch_norm) or batch_norm.running_mean is None or batch_norm.running_var is None:
         raise ValueError(f"{norm!r} holds no statistics")
     weight, bias = target.weight, target.bias
     assert isinstance(weight, nn.Parameter)
@@ -97,6 +97,11 @@ def fold(module: nn.Module, layer: str, norm: str) -> None:
             identity = nn.Identity()
             identity.train(batch_norm.training)
             setattr(module.get_submodule(parent), attribute, identity)
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
+    """Whether a module computes what BatchNorm does: one of PyTorch's own, or of a class that keeps their forward."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward in _FORWARDS
 
 
 def give_bias(layer: nn.Module, bias: Tensor) -> None:
@@ -127,7 +132,7 @@ def _norm_of(module: nn.Module, node: Node) -> str | None:
         return None
     mean = call.argument(1, "running_mean")
     for name, part in module.named_modules():
-        if type(part) in _FOLDABLE and mean is not None and getattr(part, "running_mean", None) is mean:
+        if is_batch_norm(part) and mean is not None and part.running_mean is mean:
             return name
     return None
 

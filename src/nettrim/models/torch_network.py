@@ -18,6 +18,7 @@ from nettrim.models.folding import fold_all, give_bias
 from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, plain, refusal
 from nettrim.models.selection import select
 from nettrim.models.state import load_into, restore, state_of
+from nettrim.models.statistics import Norm, norms_of, reestimate, stale_after
 from nettrim.models.store import SampleStore
 from nettrim.models.structure import discover
 from nettrim.models.unfold import matrix_of, weight_of
@@ -29,11 +30,12 @@ __all__ = ["TorchNetwork", "load_into"]
 class TorchNetwork:
     """Any `nn.Module`, its structure found by running it on one batch.
 
-    Works on a deep copy, `module`, in which BatchNorm is folded into the layers before it; the caller's
-    module and random state stay as they are. `targets` and `ignore` take names of layers or of modules
-    that hold them, glob patterns, "re:" regular expressions and class names. `positions` is the greatest
-    number of positions (of a convolution, or of tokens) taken from one sample, `memory_budget` the bytes
-    of samples kept in memory before they go to files. Raises InputError for an unknown target, ModelError
+    Works on a deep copy, `module`, in which BatchNorm is folded into the layers before it, or, with data as
+    `statistics`, stays and has its running statistics re-estimated on that data whenever a weight before it
+    was changed; the caller's module and random state stay as they are. `targets` and `ignore` take names of
+    layers or of modules that hold them, glob patterns, "re:" regular expressions and class names. `positions`
+    is the greatest number of positions (of a convolution, or of tokens) taken from one sample, `memory_budget`
+    the bytes of samples kept in memory before they go to files. Raises InputError for an unknown target, ModelError
     for a model with nothing to trim or with weights that are not finite, DataError for an example that
     the model cannot take.
     """
@@ -49,6 +51,7 @@ class TorchNetwork:
         seed: int = 0,
         device: torch.device | str | None = None,
         memory_budget: int | None = None,
+        statistics: Sequence[object] | None = None,
     ) -> None:
         if positions is not None and positions < 1:
             raise InputError(should("positions", "at least 1", positions))
@@ -62,13 +65,21 @@ class TorchNetwork:
         weights = weights_of(self.module)
         chosen = select([weight.candidate for weight in weights], targets, ignore)
         wanted = [weight for weight, yes in zip(weights, chosen, strict=True) if yes]
-        self.module, trace, self._plan = fold_all(self.module, trace, example, wanted, seed)
+        self._statistics = None if statistics is None else self._normalised(statistics)
+        self.module, trace, self._plan = fold_all(
+            self.module, trace, example, wanted if statistics is None else (), seed
+        )
         pairs = list(zip(weights, chosen, strict=True))
         self._structure = discover(self.module, trace, example, pairs, positions=positions, seed=seed)
         if not self._structure.layers:
             reasons = "; ".join(f"{left.name}: {left.reason}" for left in self._structure.left) or "it has no weights"
             be = "a network with a Linear or convolution layer to trim"
             raise ModelError(should("model", be, f"none ({reasons})"))
+        norms = () if statistics is None else norms_of(self.module, trace)
+        uses = {name: [use.node for use in layer.uses] for name, layer in self._structure.layers.items()}
+        self._stale_after = stale_after(norms, trace, uses)
+        self._stale: frozenset[Norm] = frozenset()
+        self._reestimated: frozenset[Norm] = frozenset()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -99,8 +110,16 @@ class TorchNetwork:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on how the structure was changed."""
-        return ()
+        """Remarks on what else was changed."""
+        if not self._reestimated:
+            return ()
+        count = sum(batch.size for batch in self._statistics or ())
+        return (f"{len(self._reestimated)} BatchNorms had their statistics re-estimated on {count} samples.",)
+
+    def written(self) -> nn.Module:
+        """The module with its present weights, and statistics that belong to them."""
+        self._refresh()
+        return self.module
 
     def plan(self) -> dict[str, Any]:
         """What was changed in the module's structure, to be replayed by `load_into`; plain JSON values."""
@@ -108,6 +127,7 @@ class TorchNetwork:
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the copy on the CPU, tied ones once: what a safetensors file takes."""
+        self._refresh()
         return state_of(self.module)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -121,6 +141,7 @@ class TorchNetwork:
         Raises ModelError when a batch takes another path through the model than the example did.
         """
         layers = [self._find(name) for name in dict.fromkeys(names)]
+        self._refresh(max((use.node for layer in layers for use in layer.uses), default=-1))
         store = SampleStore(self.memory_budget)
         self._stores.append(store)
         collector = Collector(self._structure.trace, layers, Positions(self.positions, self.seed), store)
@@ -130,6 +151,7 @@ class TorchNetwork:
 
     def outputs(self, batches: Sequence[object]) -> Tensor:
         """The first output tensor ("logits" where there is one), (samples, ...), on the CPU."""
+        self._refresh()
         found = []
         with evaluating(self.module, self.seed), torch.no_grad():
             for index, batch in enumerate(self._normalised(batches)):
@@ -152,6 +174,7 @@ class TorchNetwork:
             raise InputError(should("bias", f"of shape ({rows},) for layer {name!r}", tuple(bias.shape)))
         with torch.no_grad():
             parameter.copy_(weight_of(weight.detach().to(parameter.device), parameter.shape, layer.geometry))
+        self._stale |= self._stale_after[name]
         if bias is None:
             return
         if layer.bias is None:
@@ -175,6 +198,15 @@ class TorchNetwork:
         for store in self._stores:
             store.close()
         self._stores = []
+
+    def _refresh(self, until: int | None = None) -> None:
+        """Re-estimate the stale statistics that are applied before a node, None for all of them."""
+        stale = [norm for norm in self._stale if until is None or norm.nodes[0] < until]
+        if stale and self._statistics is not None:
+            stale.sort(key=lambda norm: norm.nodes[0])
+            reestimate(self.module, stale, self._statistics, self.seed)
+            self._stale -= frozenset(stale)
+            self._reestimated |= frozenset(stale)
 
     def _find(self, name: str) -> Trimmable:
         layers = self._structure.layers
