@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from nettrim.blocks.split import LayerWork, parts_of
+from nettrim.blocks.split import parts_of
+from nettrim.blocks.work import LayerWork
 from nettrim.layerwise import LayerTask
 from nettrim.models.base import Layer
 from nettrim.recipe import Recipe

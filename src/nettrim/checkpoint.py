@@ -107,6 +107,13 @@ class Checkpoint:
         except OSError as error:
             raise _unwritable(self.directory, error) from error
 
+    def remove(self, unit: str) -> None:
+        """Take a unit off the disk, if it is there. Raises InputError when the disk refuses."""
+        try:
+            (self.directory / _file_name(unit)).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.directory, error) from error
+
 
 def digest_tensors(tensors: Mapping[str, Tensor | None]) -> str:
     """SHA-256 of named tensors: types, shapes and bytes."""

@@ -10,7 +10,8 @@ from torch import nn
 import nettrim
 from nettrim.blocks import split
 from nettrim.blocks.merge import merge
-from nettrim.blocks.split import LayerWork, parts_of, plan
+from nettrim.blocks.split import parts_of, plan
+from nettrim.blocks.work import LayerWork
 from nettrim.errors import InputError
 from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard, Unfinished

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import signal
 import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 import nettrim
 from nettrim.blocks import split
 from nettrim.errors import InputError
-from nettrim.executors import ClusterError, LocalExecutor, Ray
+from nettrim.executors import ClusterError, LocalExecutor, Ray, ray_cluster
+from nettrim.executors.base import Held
 from nettrim.executors.ray_cluster import _import_ray
 
 pytestmark = [
@@ -43,6 +46,7 @@ def ray(cluster):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(split, "_ROWS", 4)
+    monkeypatch.setattr(split, "_JOINT_ROWS", 7)
 
 
 def trimmed(executor, checkpoint=None, **options):
@@ -80,6 +84,61 @@ def test_shared_tensors_are_put_once_and_let_go(ray):
     assert not ray._shared
 
 
+@dataclass(frozen=True)
+class Adding:
+    """An item that carries what is held; `smaller` halves it."""
+
+    held: Held | None
+    more: float
+    size: int = 8
+
+    def smaller(self):
+        return replace(self, size=self.size // 2) if self.size > 1 else None
+
+
+def add(item):
+    held = Held({"sum": item.held.value["sum"] + item.more})
+    return float(held.value["sum"].sum()), held
+
+
+def test_what_is_held_stays_in_the_object_store(ray, monkeypatch):
+    """The first value is put once, the others are left where they were made: the driver sees the sums alone."""
+    start = torch.ones(300000)
+    held, total, seen = ray.hold({"sum": ray.share(start)}), 0.0, 0
+    inner = ray_cluster.put_back
+
+    def spy(skeleton, arrays, *more, **options):
+        nonlocal seen
+        seen += sum(array.nbytes for array in arrays)
+        return inner(skeleton, arrays, *more, **options)
+
+    monkeypatch.setattr(ray_cluster, "put_back", spy)
+    for more in (1.0, 2.0, 3.0):
+        ((_, (total, held)),) = ray.map(add, [Adding(held, more)])
+    assert total == 300000 * 7
+    assert seen == 0
+    assert torch.equal(ray.fetch(held)["sum"], start + 6)
+    assert ray.fetch(ray.hold([start]))[0].data_ptr() != start.data_ptr()
+
+
+def picky(item):
+    if item.size > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.size
+
+
+def refuse(item):
+    if item.size > 2:
+        raise MemoryError("too large")
+    return item.size
+
+
+@pytest.mark.parametrize("function", [picky, refuse])
+def test_an_item_too_large_for_a_worker_is_run_again_in_smaller_pieces(cluster, function):
+    with Ray(cluster.address, retries=0, timeout=120) as executor:
+        assert dict(executor.map(function, [Adding(None, 0.0), Adding(None, 0.0, 1)])) == {0: 2, 1: 1}
+
+
 def test_a_failure_is_raised_with_the_remote_traceback(ray):
     with pytest.raises(torch.linalg.LinAlgError) as caught:
         list(ray.map(torch.linalg.cholesky, [torch.eye(2), -torch.eye(2)]))
@@ -108,9 +167,10 @@ def test_a_worker_that_dies_again_and_again_is_an_error(cluster):
         list(executor.map(os._exit, [1]))
 
 
-def test_a_lost_machine_is_made_up_for(cluster, small_blocks):
-    """SIGKILL to all processes of one machine after the second finished block."""
-    expected = trimmed(LocalExecutor(1))
+@pytest.mark.parametrize("budget", ["neuron", "layer"])
+def test_a_lost_machine_is_made_up_for(cluster, small_blocks, budget):
+    """SIGKILL to all processes of one machine after the sixth finished block: what it held is computed again."""
+    expected = trimmed(LocalExecutor(1), budget=budget)
     extra = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes(timeout=60)
     finished = 0
@@ -120,14 +180,14 @@ def test_a_lost_machine_is_made_up_for(cluster, small_blocks):
             nonlocal finished
             for result in super().map(function, items):
                 finished += 1
-                if finished == 2:
+                if finished == 6:
                     cluster.remove_node(extra, allow_graceful=False)
                 yield result
 
     with Losing(cluster.address, timeout=120) as executor:
         assert executor.workers == 4
-        assert same(expected, trimmed(executor))
-    assert finished > 4
+        assert same(expected, trimmed(executor, budget=budget))
+    assert finished > 7
 
 
 def test_a_cluster_of_its_own_asks_for_a_token():

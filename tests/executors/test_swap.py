@@ -58,7 +58,8 @@ def test_views_of_shared_memory_are_views_again():
 
 READ_ONLY = """
 import sys, numpy as np, torch
-from nettrim.blocks.split import LayerWork, parts_of
+from nettrim.blocks.split import parts_of
+from nettrim.blocks.work import LayerWork
 from nettrim.executors.swap import put_back, take_out
 from nettrim.layerwise import LayerTask
 from nettrim.models.base import Layer

@@ -2,4 +2,4 @@
 
 from nettrim.blocks.run import Blocks as Blocks
 from nettrim.blocks.run import Trimmer as Trimmer
-from nettrim.blocks.split import LayerWork as LayerWork
+from nettrim.blocks.work import LayerWork as LayerWork

@@ -14,9 +14,7 @@ from nettrim.recipe import Recipe
 _SHORT = 16  # hexadecimal digits that tell tensors of one name apart
 
 
-def identity(
-    network: Network, tensors: Mapping[str, Tensor], data: str, recipe: Recipe
-) -> dict[str, dict[str, Any]]:
+def identity(network: Network, tensors: Mapping[str, Tensor], data: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Of a network whose tensors are `tensors`, and of data with the digest `data`."""
     model = {name: digest_tensors({name: tensor})[:_SHORT] for name, tensor in tensors.items()}
     for layer in network.layers:

@@ -34,9 +34,7 @@ def merge(layer: Layer, recipe: Recipe, parts: Sequence[LayerOutcome]) -> LayerO
         ),
         weight=weight,
         bias=_joined([part.bias for part in parts], 0),
-        backing=(
-            Backing(torch.cat([part.weight for part in backing]), _joined([part.dual for part in backing], 1)),
-        ),
+        backing=(Backing(torch.cat([part.weight for part in backing]), _joined([part.dual for part in backing], 1)),),
         totals=totals,
         samples=parts[0].samples,
         moved=parts[0].moved,

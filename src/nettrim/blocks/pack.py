@@ -25,9 +25,7 @@ def pack(outcome: LayerOutcome) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if part.dual is not None:
             tensors[f"backing.{place}.dual"] = part.dual
     result = {
-        entry.name: getattr(outcome.result, entry.name)
-        for entry in fields(LayerResult)
-        if entry.name not in _TENSORS
+        entry.name: getattr(outcome.result, entry.name) for entry in fields(LayerResult) if entry.name not in _TENSORS
     }
     record = {
         "result": result,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
+from nettrim.blocks.joint import JointRounds, unit_of
 from nettrim.blocks.merge import merge
 from nettrim.blocks.pack import digest_task, pack, unpack
-from nettrim.blocks.split import LayerWork, Part, parts_of, plan, worker
+from nettrim.blocks.split import Part, cuts, parts_of, plan
+from nettrim.blocks.work import Done, LayerWork, worker
 from nettrim.checkpoint import Checkpoint
 from nettrim.executors.base import Executor
 from nettrim.executors.shard import Shard, Unfinished
-from nettrim.layerwise import LayerOutcome, LayerTask
+from nettrim.layerwise import LayerOutcome, LayerTask, make_pieces
 from nettrim.log import LOG, Log
 from nettrim.models.base import Layer
 from nettrim.recipe import Recipe
 
 Trimmer = Callable[[LayerTask], LayerOutcome]
+Capture = Callable[[str], LayerTask]
 
 _POLL = 0.5  # seconds between looks for the files of other shares
 
@@ -29,6 +33,7 @@ class _Desk:
 
     layer: Layer
     blocks: tuple[range, ...]
+    joint: Mapping[int, tuple[range, ...]]  # blocks that are one joint budget, solved in several parts: these
     first: int  # the number of its first block, counted over the whole trim
     programs: dict[int, str] = field(default_factory=dict)  # digests of what the stored blocks answer
     outcomes: dict[int, LayerOutcome] = field(default_factory=dict)
@@ -55,16 +60,24 @@ class Blocks:
     recipe: Recipe
     store: Checkpoint | None = None
 
-    def run(self, layers: Sequence[Layer], capture: Callable[[str], LayerTask]) -> Iterator[LayerOutcome]:
-        """Outcomes in order of completion.
+    def run(self, layers: Sequence[Layer], capture: Capture) -> Iterator[LayerOutcome]:
+        """Outcomes in order of completion; layers with a joint budget in several parts come last, one by one.
 
         `capture` makes a layer's task; it is asked only for layers with a block to solve here, as late as may be.
         Raises `Unfinished` where blocks of other shares are missing.
         """
         desks = self._desks(layers)
-        ready: list[_Desk] = []
         away: list[_Desk] = []
-        sent: dict[int, tuple[_Desk, Part]] = {}
+        yield from self._side_by_side([desk for desk in desks if not desk.joint], capture, away)
+        for desk in desks:
+            if desk.joint:
+                yield from self._in_rounds(desk, capture, away)
+        yield from self._others(away)
+
+    def _side_by_side(self, desks: Sequence[_Desk], capture: Capture, away: list[_Desk]) -> Iterator[LayerOutcome]:
+        """Layers whose blocks are independent; those that wait for other shares go to `away`."""
+        ready: list[_Desk] = []
+        sent: dict[int, tuple[_Desk, int]] = {}
 
         def parts() -> Iterator[Part]:
             count = 0
@@ -75,36 +88,59 @@ class Blocks:
                     continue
                 if self._own(desk):
                     task = capture(desk.layer.name)
-                    digest = self._keep_same(desk, task)
+                    self._keep_same(desk, task)
                     for part in parts_of(task, desk.blocks, self._own(desk), self.executor.share):
-                        desk.programs[part.number] = digest
-                        sent[count] = (desk, part)
+                        sent[count] = (desk, part.number)
                         count += 1
                         yield part
                 if len(self._own(desk)) < len(desk.missing):
                     away.append(desk)
 
-        for index, (outcome, who) in self._map(parts(), alone=len(desks) == 1 and len(desks[0].blocks) == 1):
-            desk, part = sent.pop(index)
-            self._put(desk, part, outcome, who)
-            desk.outcomes[part.number] = outcome
+        for index, (outcome, done) in self._map(parts(), alone=len(desks) == 1 and len(desks[0].blocks) == 1):
+            desk, number = sent.pop(index)
+            self._finish(desk, number, outcome, done)
             if not desk.missing:
                 ready.append(desk)
             while ready:
                 yield self._merged(ready.pop(0))
         while ready:
             yield self._merged(ready.pop(0))
-        yield from self._others(away)
+
+    def _in_rounds(self, desk: _Desk, capture: Capture, away: list[_Desk]) -> Iterator[LayerOutcome]:
+        """A layer with joint budgets in several parts."""
+        self._look(desk)
+        if self._own(desk):
+            task = capture(desk.layer.name)
+            program = self._keep_same(desk, task)
+            own = self._own(desk)
+            apart = [number for number in own if number not in desk.joint]
+            parts = parts_of(task, desk.blocks, apart, self.executor.share) if apart else iter(())
+            for index, (outcome, done) in self._map(parts, alone=False):
+                self._finish(desk, apart[index], outcome, done)
+            assert isinstance(self.work, LayerWork)
+            rounds = JointRounds(self.work, self.executor, self.store, self._log)
+            (piece,) = make_pieces(task)
+            together = {number: desk.joint[number] for number in own if number in desk.joint}
+            for number, outcome in rounds.run(task, piece, together, program):
+                self._finish(desk, number, outcome, Done(worker(), 1))
+        if desk.missing:
+            away.append(desk)
+        else:
+            yield self._merged(desk)
 
     def _desks(self, layers: Sequence[Layer]) -> list[_Desk]:
         desks, first = [], 0
         for layer in layers:
-            blocks = plan(layer, self.recipe) if isinstance(self.work, LayerWork) else (range(layer.weight.shape[0]),)
-            desks.append(_Desk(layer, blocks, first))
+            blocks, joint = (range(layer.weight.shape[0]),), {}
+            if isinstance(self.work, LayerWork):
+                blocks = plan(layer, self.recipe)
+                joint = {number: cuts(layer, self.recipe, block) for number, block in enumerate(blocks)}
+            joint = {number: parts for number, parts in joint.items() if len(parts) > 1}
+            desks.append(_Desk(layer, blocks, joint, first))
             first += len(blocks)
         return desks
 
-    def _map(self, parts: Iterator[Part], alone: bool) -> Iterator[tuple[int, tuple[LayerOutcome, str]]]:
+    def _map(self, parts: Iterator[Part], alone: bool) -> Iterator[tuple[int, tuple[LayerOutcome, Done]]]:
         """All parts through the executor; a layer alone that cannot be cut gets all that the executor has."""
         function = partial(_do, self.work)
         if not alone:
@@ -127,37 +163,51 @@ class Blocks:
             if stored is not None:
                 desk.programs[number] = stored.program
                 desk.outcomes[number] = unpack(stored, desk.layer, desk.blocks[number])
+                self._tidy(desk, number)
 
     def _keep_same(self, desk: _Desk, task: LayerTask) -> str:
-        """The digest of the layer's program; stored blocks of any other are solved again."""
+        """The digest of the layer's program, that of all blocks from now on; stored ones of another are dropped."""
         if self.store is None:
             return ""
         digest = digest_task(task)
         for number in list(desk.outcomes):
             if desk.programs[number] != digest:
                 del desk.outcomes[number]
+        desk.programs = dict.fromkeys(range(len(desk.blocks)), digest)
         return digest
 
-    def _put(self, desk: _Desk, part: Part, outcome: LayerOutcome, who: str) -> None:
-        """On disk, and a line in the log."""
+    def _finish(self, desk: _Desk, number: int, outcome: LayerOutcome, done: Done) -> None:
+        """Keep a finished block, on disk too, and write its line."""
+        desk.outcomes[number] = outcome
         if self.store is None:
             return
-        self.store.save(desk.unit(part.number), desk.programs[part.number], *pack(outcome))
+        self.store.save(desk.unit(number), desk.programs[number], *pack(outcome))
+        self._tidy(desk, number)
         result = outcome.result
-        Log(self.store.directory / LOG).write(
-            {
-                "layer": desk.layer.name,
-                "block": part.number,
-                "blocks": len(desk.blocks),
-                "neurons": [part.rows.start, part.rows.stop],
-                "ended": result.neurons,
-                "iterations": result.iterations,
-                "gap": result.gap,
-                "certified": result.certified,
-                "seconds": round(result.seconds, 3),
-                "worker": who,
-            }
-        )
+        line = {
+            "layer": desk.layer.name,
+            "block": number,
+            "blocks": len(desk.blocks),
+            "neurons": [desk.blocks[number].start, desk.blocks[number].stop],
+            "ended": result.neurons,
+            "iterations": result.iterations,
+            "gap": result.gap,
+            "certified": result.certified,
+            "seconds": round(result.seconds, 3),
+            "worker": done.worker,
+        }
+        self._log(line | ({"pieces": done.pieces} if done.pieces > 1 else {}))
+
+    def _tidy(self, desk: _Desk, number: int) -> None:
+        """Remove what was kept of the parts of a block that is finished."""
+        parts = desk.joint.get(number, ())
+        for place in range(len(parts)):
+            assert self.store is not None
+            self.store.remove(unit_of(desk.layer.name, parts, place))
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        if self.store is not None:
+            Log(self.store.directory / LOG).write(line)
 
     def _merged(self, desk: _Desk) -> LayerOutcome:
         return merge(desk.layer, self.recipe, [desk.outcomes.pop(number) for number in range(len(desk.blocks))])
@@ -182,6 +232,6 @@ class Blocks:
                 time.sleep(min(_POLL, max(0.0, limit - time.monotonic())))
 
 
-def _do(work: Trimmer, part: Part) -> tuple[LayerOutcome, str]:
+def _do(work: Trimmer, part: Part) -> tuple[LayerOutcome, Done]:
     outcome = work.part(part) if isinstance(work, LayerWork) else work(part.task)
-    return outcome, worker()
+    return outcome, Done(worker(), part.pieces)

@@ -1,6 +1,7 @@
 """Where work runs: threads of this process, a Ray cluster, or the jobs of an array. Knows nothing of pruning."""
 
 from nettrim.executors.base import Executor as Executor
+from nettrim.executors.base import OutOfMemory as OutOfMemory
 from nettrim.executors.local import LocalExecutor as LocalExecutor
 from nettrim.executors.ray_cluster import ClusterError as ClusterError
 from nettrim.executors.ray_cluster import Ray as Ray

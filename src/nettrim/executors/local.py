@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nettrim.errors import InputError, should
-from nettrim.executors.base import name_of
+from nettrim.executors.base import Held, attempt, name_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,6 +48,14 @@ class LocalExecutor:
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor itself: threads share memory."""
         return tensor
+
+    def hold(self, value: Any) -> Held:
+        """The value itself."""
+        return Held(value)
+
+    def fetch(self, held: Held) -> Any:
+        """The value itself."""
+        return held.value
 
     def one(self, function: Callable[[Item], Result], item: Item) -> Result:
         """function(item) in the calling thread, with as many torch threads as it has."""
@@ -100,7 +108,7 @@ class LocalExecutor:
 
 def _call(function: Callable[[Item], Result], item: Item, index: int) -> Result:
     try:
-        return function(item)
+        return attempt(function, item)
     except Exception as error:
         error.add_note(f"While working on {name_of(item, index)!r}.")
         raise

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self, TypeVar
 
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from nettrim.errors import InputError, MissingExtraError, NettrimError, should
-from nettrim.executors.base import name_of
-from nettrim.executors.swap import Slot, put_back, take_out, to_array
+from nettrim.executors.base import Held, OutOfMemory, attempt, name_of, smaller
+from nettrim.executors.swap import Place, Slot, put_back, replaced, take_out, to_array
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +34,24 @@ _NAMED = 3  # items named in a message
 
 class ClusterError(NettrimError, RuntimeError):
     """The cluster did not finish an item: it was lost too often, or nothing came within the time limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Remote:
+    """A value in the object store: its reference, and those of the shared tensors that it reads."""
+
+    reference: Any
+    shared: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """An item on its way."""
+
+    index: int
+    item: Any
+    name: str
+    left: Any  # the reference of what its function leaves behind
 
 
 class Ray:
@@ -103,12 +122,29 @@ class Ray:
             weakref.finalize(tensor, self._shared.pop, place, None)
         return tensor
 
+    def hold(self, value: Any) -> Held:
+        """Put `value` into the object store."""
+        self._start()
+        references: list[Any] = []
+        return Held(_Remote(self._ray.put(self._take_out(value, references)), tuple(references)))
+
+    def fetch(self, held: Held) -> Any:
+        """The value from the object store. Raises ClusterError when it is lost and cannot be made again."""
+        remote = held.value
+        try:
+            skeleton, arrays = self._ray.get(remote.reference, timeout=_FETCH)
+            return put_back(skeleton, arrays, self._ray.get(list(remote.shared), timeout=_FETCH), copies=True)
+        except self._ray.exceptions.RayError as error:
+            cure = "Finished work is in the checkpoint: resume."
+            got = type(error).__name__
+            raise ClusterError(should("cluster", "able to give back what it holds", got, cure)) from error
+
     def one(self, function: Callable[[Item], Result], item: Item) -> Result:
         """function(item) on a GPU of the cluster, or where none was asked for in this process, with all its threads."""
         if self._gpus:
             return next(result for _, result in self.map(function, [item]))
         try:
-            return function(item)
+            return attempt(function, item)
         except Exception as error:
             error.add_note(f"While working on {name_of(item, 0)!r}.")
             raise
@@ -121,17 +157,21 @@ class Ray:
         """
         self._start()
         source = enumerate(items)
-        pending: dict[Any, tuple[int, str]] = {}
+        pending: dict[Any, _Sent] = {}
         try:
             while True:
                 while len(pending) < 2 * self.workers and (entry := next(source, None)) is not None:
-                    index, item = entry
-                    pending[self._submit(function, item)] = (index, name_of(item, index))
+                    self._submit(function, *entry, pending)
                 if not pending:
                     return
                 done = self._wait(pending)
-                index, name = pending.pop(done)
-                yield index, self._fetch(done, name)
+                sent = pending.pop(done)
+                try:
+                    result = self._fetch(done, sent)
+                except _Killed as killed:  # perhaps for its memory
+                    self._submit(function, sent.index, self._less(sent, killed), pending)
+                    continue
+                yield sent.index, result
         finally:  # also when the reader of the results stops early
             for reference in pending:
                 self._ray.cancel(reference, force=True)
@@ -158,7 +198,7 @@ class Ray:
             self._connect()
             self._own = True
         self._check_room()
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": self._retries}
+        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": self._retries, "num_returns": 2}
         self._task = self._ray.remote(**options)(_run)
 
     def _connect(self) -> None:
@@ -193,23 +233,31 @@ class Ray:
                 raise InputError(should(name, f"at most the {most:g} that a machine of the cluster has", f"{need:g}"))
         raise InputError(should("cpus", "with `gpus` within one machine", f"{self._cpus:g} and {self._gpus:g}"))
 
-    def _submit(self, function: Callable[[Item], Result], item: Item) -> Any:
+    def _submit(self, function: Callable[[Item], Result], index: int, item: Item, pending: dict[Any, _Sent]) -> None:
         references: list[Any] = []
+
+        def place(held: Held) -> Place:
+            remote = held.value
+            return Place(_number(references, remote.reference), tuple(_number(references, x) for x in remote.shared))
+
+        skeleton, arrays = self._take_out(replaced(item, Held, place), references)
+        result, left = self._task.remote(function, skeleton, arrays, *references)
+        pending[result] = _Sent(index, item, name_of(item, index), left)
+
+    def _take_out(self, value: Any, references: list[Any]) -> tuple[Any, tuple[Any, ...]]:
+        """The value without its tensors; those that are shared are added to the references."""
 
         def find(tensor: Tensor) -> Slot | None:
             reference = self._shared.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
             if reference is None:
                 return None
-            if reference not in references:
-                references.append(reference)
             shape, stride = tuple(tensor.shape), tuple(tensor.stride())
-            number = references.index(reference)
+            number = _number(references, reference)
             return Slot(number, tensor.dtype, True, shape, stride, int(tensor.storage_offset()))
 
-        skeleton, arrays = take_out(item, find)
-        return self._task.remote(function, skeleton, arrays, *references)
+        return take_out(value, find)
 
-    def _wait(self, pending: dict[Any, tuple[int, str]]) -> Any:
+    def _wait(self, pending: dict[Any, _Sent]) -> Any:
         """The next finished reference; ClusterError after the time limit, saying what was awaited."""
         limit = time.monotonic() + self._timeout
         while True:
@@ -218,7 +266,7 @@ class Ray:
             if done:
                 return done[0]
             if left <= 0:
-                names = [name for _, name in pending.values()]
+                names = [sent.name for sent in pending.values()]
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 nodes = self._nodes()
                 got = (
@@ -228,31 +276,68 @@ class Ray:
                 cure = "Raise `timeout` if items take that long; finished work is in the checkpoint."
                 raise ClusterError(should("cluster", f"done with an item within {self._timeout:g} s", got, cure))
 
-    def _fetch(self, reference: Any, name: str) -> Any:
+    def _fetch(self, reference: Any, sent: _Sent) -> Any:
         failures = self._ray.exceptions
         try:
             skeleton, arrays = self._ray.get(reference, timeout=_FETCH)
         except failures.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else ClusterError(str(error))
-            cause.add_note(f"While working on {name!r}.")
+            cause.add_note(f"While working on {sent.name!r}.")
             cause.add_note(f"On the worker:\n{error}")
             raise cause from None
+        except (failures.OutOfMemoryError, failures.WorkerCrashedError) as error:
+            raise _Killed(type(error).__name__) from error
         except failures.RayError as error:
-            got = f"{type(error).__name__} for {name!r} after {self._retries} more tries"
-            cure = "Finished work is in the checkpoint: resume. Out of memory: give an item more `cpus`."
-            raise ClusterError(should("cluster", "able to finish an item", got, cure)) from error
-        return put_back(skeleton, arrays, copies=True)
+            raise self._lost(type(error).__name__, sent) from error
+        result = put_back(skeleton, arrays, copies=True)
+        return replaced(result, Place, lambda _: Held(_Remote(sent.left)))
+
+    def _less(self, sent: _Sent, killed: _Killed) -> Any:
+        """The item in smaller pieces. Raises ClusterError where there are none."""
+        try:
+            return smaller(sent.item, killed)
+        except OutOfMemory:
+            raise self._lost(str(killed), sent) from killed
+
+    def _lost(self, what: str, sent: _Sent) -> ClusterError:
+        got = f"{what} for {sent.name!r} after {self._retries} more tries"
+        cure = "Finished work is in the checkpoint: resume. Out of memory: give an item more `cpus`."
+        return ClusterError(should("cluster", "able to finish an item", got, cure))
 
 
-def _run(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], *shared: Any) -> Any:
-    """On a worker: the function of the item, with one torch thread as everywhere."""
+class _Killed(Exception):
+    """The worker of an item was killed again and again."""
+
+
+def _number(references: list[Any], reference: Any) -> int:
+    """The reference's place in the list, where it is put unless it is there."""
+    if reference not in references:
+        references.append(reference)
+    return references.index(reference)
+
+
+def _run(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], *references: Any) -> tuple[Any, Any]:
+    """On a worker: (the result, what it leaves behind), with one torch thread as everywhere."""
     torch.set_num_threads(1)
-    return take_out(function(put_back(skeleton, arrays, shared)))
+    left: list[Any] = []
+
+    def found(place: Place) -> Held:
+        skeleton, arrays = references[place.number]
+        return Held(put_back(skeleton, arrays, [references[number] for number in place.shared]))
+
+    def leave(held: Held) -> Place:
+        left.append(take_out(held.value))
+        return Place(len(left) - 1)
+
+    result = attempt(function, replaced(put_back(skeleton, arrays, references), Place, found))
+    result = take_out(replaced(result, Held, leave))
+    return result, left[0] if left else None
 
 
 def _import_ray(local: bool) -> ModuleType:
     """Ray, told before it is loaded what it reads from the environment only."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "1")  # a task killed for its memory is run again in smaller pieces
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local:
         if "ray" not in sys.modules:  # once loaded, it no longer looks, and asks for a token by itself since 2.60

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
 from nettrim.errors import InputError, NettrimError, should
-from nettrim.executors.base import Executor
+from nettrim.executors.base import Executor, Held
 from nettrim.executors.local import LocalExecutor
 
 Item = TypeVar("Item")
@@ -58,6 +58,14 @@ class Shard:
     def share(self, tensor: Tensor) -> Tensor:
         """As the share's executor does."""
         return self._executor.share(tensor)
+
+    def hold(self, value: Any) -> Held:
+        """As the share's executor does."""
+        return self._executor.hold(value)
+
+    def fetch(self, held: Held) -> Any:
+        """As the share's executor does."""
+        return self._executor.fetch(held)
 
     def one(self, function: Callable[[Item], Result], item: Item) -> Result:
         """As the share's executor does."""

@@ -29,6 +29,14 @@ class Slot:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a value was that is kept apart: among the references of the call, with those that it refers to itself."""
+
+    number: int
+    shared: tuple[int, ...] = ()
+
+
 def take_out(value: Any, find: Callable[[Tensor], Slot | None] = lambda tensor: None) -> tuple[Any, tuple[Any, ...]]:
     """(value with slots, arrays); `find` may know a tensor as part of a shared array. Tensors come from any device."""
     arrays: list[np.ndarray] = []
@@ -58,6 +66,11 @@ def put_back(value: Any, arrays: Sequence[Any], shared: Sequence[Any] = (), copi
         return made[slot]
 
     return _walk(value, Slot, tensor)
+
+
+def replaced(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The value with everything of a `kind` in it changed."""
+    return _walk(value, kind, change)
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

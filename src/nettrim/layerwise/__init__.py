@@ -4,6 +4,14 @@ A layer makes one program a convolution group (one for all other layers). The bi
 free of cost unless the recipe penalises it.
 """
 
+from nettrim.layerwise.joint import Answer as Answer
+from nettrim.layerwise.joint import Priced as Priced
+from nettrim.layerwise.joint import Shares as Shares
+from nettrim.layerwise.joint import conclude_joint as conclude_joint
+from nettrim.layerwise.joint import land as land
+from nettrim.layerwise.joint import price as price
+from nettrim.layerwise.joint import rough_multiplier as rough_multiplier
+from nettrim.layerwise.joint import zero_squares as zero_squares
 from nettrim.layerwise.measure import Measured as Measured
 from nettrim.layerwise.measure import measure as measure
 from nettrim.layerwise.measure import original_responses as original_responses

@@ -39,7 +39,7 @@ def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> Lay
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
         solutions = [_solve(task, piece, device) for piece in pieces]
-    return _finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
+    return finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
 
 
 def trim_piece(task: LayerTask, piece: Piece, megabytes: float, device: str | torch.device | None) -> LayerOutcome:
@@ -48,10 +48,10 @@ def trim_piece(task: LayerTask, piece: Piece, megabytes: float, device: str | to
     Multipliers larger than `megabytes` are not kept.
     """
     started = time.perf_counter()
-    return _finished(task, [piece], [_solve(task, piece, device)], started, (), megabytes * 2**20)
+    return finished(task, [piece], [_solve(task, piece, device)], started, (), megabytes * 2**20)
 
 
-def _finished(
+def finished(
     task: LayerTask,
     pieces: Sequence[Piece],
     solutions: Sequence[Solution],
@@ -59,7 +59,10 @@ def _finished(
     notes: tuple[str, ...],
     limit: float,
 ) -> LayerOutcome:
-    """From the solutions to the outcome: refit, measure, and keep multipliers up to `limit` bytes."""
+    """From the solutions to the outcome: refit, measure, and keep multipliers up to `limit` bytes.
+
+    `started` is the reading of `time.perf_counter` from which the seconds count.
+    """
     if not all(map(_feasible, solutions)):
         notes += (f"{task.name}: no feasible weights were found for some neurons; their weights were kept.",)
     backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
@@ -104,8 +107,8 @@ def conclude(
 
 def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: Tensor) -> LayerResult:
     """The record of a layer with new weights, whose totals were measured."""
-    feasibility = _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
-    refit_kept_it = totals.distance <= totals.distance_select * (1 + feasibility)
+    allowed = feasibility(layer)
+    refit_kept_it = totals.distance <= totals.distance_select * (1 + allowed)
     gap = (totals.objective - totals.bound) / totals.objective if totals.objective > 0 else 0.0
     return LayerResult(
         name=layer.name,
@@ -121,11 +124,16 @@ def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: 
         objective=totals.objective,
         bound=totals.bound,
         gap=gap,
-        certified=totals.violation <= feasibility and refit_kept_it and gap <= tolerance,
+        certified=totals.violation <= allowed and refit_kept_it and gap <= tolerance,
         scheme=scheme,
         weight_before=layer.weight,
         weight_after=weight,
     )
+
+
+def feasibility(layer: Layer) -> float:
+    """The relative excess over a constraint that rounding a feasible weight to the layer's type may leave."""
+    return _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
 
 
 def _solve(task: LayerTask, piece: Piece, device: str | torch.device | None) -> Solution:
