@@ -28,7 +28,10 @@ class Net(nn.Module):
 
 
 RAW = {
-    "matmul": lambda m, x: m.b(F.relu(m.a(x))) @ m.a.weight.T,
+    "product from the left": lambda m, x: (m.a.weight @ m.b(F.relu(m.a(x))).T).T,
+    "scaled product": lambda m, x: m.b(F.relu(torch.addmm(m.a.bias, x, m.a.weight.T, alpha=2.0))),
+    "part of the transpose": lambda m, x: m.b(F.relu(x[:, :2] @ m.a.weight.T[:2])),
+    "product with itself": lambda m, x: m.b(F.relu(x @ (m.a.weight @ m.a.weight.T))),
     "penalty": lambda m, x: m.b(F.relu(m.a(x))) + m.a.weight.square().sum(),
     "masked": lambda m, x: m.b(F.relu(F.linear(x, m.a.weight * (m.a.weight > 0), m.a.bias))),
     "clone": lambda m, x: m.b(F.relu(F.linear(x, m.a.weight.clone(), m.a.bias))),

@@ -53,6 +53,7 @@ def chain_of(module: nn.Module, example: Batch) -> Chain | None:
             weight = linear.weight.detach().cpu()
             if weight.dtype != torch.float32:
                 return None
+            weight = weight.T.contiguous() if linear.geometry.flipped else weight
             bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu()
             steps.append(Step(weight, bias, "", columns))
             columns = None

@@ -74,8 +74,11 @@ class Network(Protocol):
         """
         ...
 
-    def capture(self, batches: Sequence[object], names: Sequence[str]) -> dict[str, LayerSamples]:
-        """Run the network with its present weights and return the samples of the named layers."""
+    def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
+        """Run the network with its present weights and return the samples of the named layers.
+
+        `first` is the number of the first batch, where these are some of several: what is drawn depends on it.
+        """
         ...
 
     def outputs(self, batches: Sequence[object]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from nettrim.errors import ModelError, NettrimError, should
 from nettrim.models.base import LayerSamples
 from nettrim.models.batches import Batch
-from nettrim.models.match import Use
+from nettrim.models.match import Addition, Use, branches
 from nettrim.models.operations import linear_call
 from nettrim.models.running import refusal
 from nettrim.models.store import SampleStore, Writer
@@ -28,20 +29,26 @@ class Finished(BaseException):
 
 @dataclass
 class Positions:
-    """Seeded positions of each sample, the same in every capture for a layer's name and use."""
+    """Seeded positions of each sample, the same in every capture for a layer's name and use, and a batch's number."""
 
     limit: int | None
     seed: int
-    _generators: dict[tuple[str, int], np.random.Generator] = field(default_factory=dict)
+    batch: int = 0
+    _draws: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    def start(self, batch: int) -> None:
+        """Begin the batch with this number."""
+        self.batch = batch
+        self._draws.clear()
 
     def draw(self, name: str, use: int, samples: int, count: int) -> Tensor | None:
         """Flat positions (samples, limit), None for all of them."""
         if self.limit is None or count <= self.limit:
             return None
         key = (name, use)
-        if key not in self._generators:
-            self._generators[key] = np.random.default_rng([self.seed, zlib.crc32(name.encode()), use])
-        ranks = self._generators[key].random((samples, count))
+        generator = np.random.default_rng([self.seed, zlib.crc32(name.encode()), use, self.batch, self._draws[key]])
+        self._draws[key] += 1
+        ranks = generator.random((samples, count))
         chosen = np.argpartition(ranks, self.limit - 1, axis=1)[:, : self.limit]
         return torch.from_numpy(np.sort(chosen, axis=1))
 
@@ -63,21 +70,22 @@ class Collector(Listener):
         self.trace = trace
         self.positions = positions
         self.layers = tuple(layers)
-        self.writers = {layer.name: _Writers(layer.name, store) for layer in layers}
+        self.writers = {layer.name: _Writers(layer.name, store, layer.bias is not None) for layer in layers}
         self._applied: dict[int, list[tuple[Trimmable, int]]] = {}
-        self._added: dict[int, list[tuple[Trimmable, int, int]]] = {}
+        self._added: dict[int, list[tuple[Trimmable, int, Addition]]] = {}
         for layer in layers:
             for place, use in enumerate(layer.uses):
                 self._applied.setdefault(use.node, []).append((layer, place))
                 for addition in use.additions:
-                    self._added.setdefault(addition.node, []).append((layer, place, addition.other))
+                    self._added.setdefault(addition.node, []).append((layer, place, addition))
         self._last = max([*self._applied, *self._added], default=-1)
         self._parts: dict[tuple[str, int], _Part] = {}
         self.batch = -1
 
     def start(self, batch: int) -> None:
-        """Begin a pass."""
+        """Begin a pass, on the batch with this number."""
         self.batch = batch
+        self.positions.start(batch)
         self._parts = {(layer.name, place): _Part() for layer in self.layers for place in range(len(layer.uses))}
 
     def finish(self) -> None:
@@ -88,7 +96,7 @@ class Collector(Listener):
                 if part.inputs is None or part.preactivations is None:
                     raise self._strayed("an earlier end")
                 offset = part.offset
-                if offset is None and (layer.fixed_bias or any(use.additions for use in layer.uses)):
+                if offset is None and (layer.fixed_bias or any(branches(use) for use in layer.uses)):
                     offset = torch.zeros_like(part.preactivations)
                 self.writers[layer.name].append(part.inputs, part.preactivations, offset)
         self._parts = {}
@@ -101,9 +109,10 @@ class Collector(Listener):
         expected = self.trace.nodes[node.index] if node.index < len(self.trace.nodes) else None
         if expected is None or (node.name, node.inputs) != (expected.name, expected.inputs):
             raise self._strayed(f"`{node.name}` as operation {node.index}", expected)
-        for layer, place, other in self._added.get(node.index, ()):
+        for layer, place, addition in self._added.get(node.index, ()):
             assert node.call is not None
-            self._add(layer.uses[place], self._parts[layer.name, place], node.call, other)
+            if not addition.bias:
+                self._add(layer.uses[place], self._parts[layer.name, place], node.call, addition.other)
 
     def after(self, node: Node) -> None:
         if not node.same(self.trace.nodes[node.index]):
@@ -151,9 +160,10 @@ class Collector(Listener):
         )
 
 
-def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector) -> None:
-    """Run a module over batches; each pass ends when the last layer asked for has answered."""
-    for index, batch in enumerate(batches):
+def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector, first: int = 0) -> None:
+    """Run a module over batches, the first of which has this number; each pass ends when the last layer asked for has
+    answered."""
+    for index, batch in enumerate(batches, first):
         collector.start(index)
         try:
             record(module, batch.args, batch.kwargs, collector, keep=False)
@@ -169,13 +179,14 @@ def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector) -
 class _Writers:
     """The three growing tensors of one layer."""
 
-    def __init__(self, name: str, store: SampleStore) -> None:
-        self.name, self.store = name, store
+    def __init__(self, name: str, store: SampleStore, biased: bool) -> None:
+        self.name, self.store, self.biased = name, store, biased
         self.inputs: Writer = store.writer(f"{name}.inputs")
         self.preactivations: Writer = store.writer(f"{name}.preactivations")
         self.offset: Writer | None = None
 
     def append(self, inputs: Tensor, preactivations: Tensor, offset: Tensor | None) -> None:
+        inputs = with_room(inputs) if self.biased else inputs
         self.inputs.append(inputs.transpose(0, 1))  # the store grows along its first axis
         self.preactivations.append(preactivations)
         if offset is not None:
@@ -184,7 +195,13 @@ class _Writers:
 
     def samples(self) -> LayerSamples:
         offset = None if self.offset is None else self.offset.finish()
-        return LayerSamples(self.inputs.finish().transpose(0, 1), self.preactivations.finish(), offset)
+        inputs = self.inputs.finish().transpose(0, 1)
+        return LayerSamples(inputs[..., :-1] if self.biased else inputs, self.preactivations.finish(), offset)
+
+
+def with_room(inputs: Tensor) -> Tensor:
+    """Inputs (..., in) with a column of ones behind them: cut off again, it stays in memory where the bias needs it."""
+    return torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
 
 
 def _kept(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Addition:
 
     node: int
     other: int  # 0 or 1
+    bias: bool = False  # the other operand is the layer's own bias, added by hand
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,11 @@ def find_uses(trace: Trace) -> dict[str, tuple[Use, ...]]:
     uses: dict[str, list[Use]] = defaultdict(list)
     sizes: dict[int, int] = {}
     for node in trace.nodes:
-        found = _weight_and_bias(node)
-        if found is None:
+        applied = node.applied
+        if applied is None:
             continue
-        weight, bias, geometry = found
-        use = _follow(trace, Use(node.index, geometry, bias, "linear"))
-        uses[weight].append(use)
+        use = _follow(trace, Use(node.index, applied.geometry, applied.bias, "linear"))
+        uses[applied.weight].append(use)
         call = _call(node)
         linear = linear_call(node.name, call.args, call.kwargs)
         sizes[node.index] = linear.weight.numel() if linear is not None else 0
@@ -62,24 +62,6 @@ def agreed(uses: tuple[Use, ...]) -> tuple[Use, ...]:
     if len({use.activation for use in uses}) == 1:
         return uses
     return tuple(_linear(use) for use in uses)
-
-
-def _weight_and_bias(node: Node) -> tuple[str, str | None, Geometry] | None:
-    """The parameter names of a layer's weight and bias, None when the weight is not a parameter itself."""
-    call = _call(node)
-    linear = linear_call(node.name, call.args, call.kwargs)
-    if linear is None:
-        return None
-    tensors = [leaf for leaf in (*call.args, *call.kwargs.values()) if isinstance(leaf, Tensor)]
-    keys = dict(zip(map(id, tensors), node.inputs, strict=False))
-    weight = keys.get(id(linear.weight))
-    if not isinstance(weight, str):
-        return None
-    bias = None
-    if linear.bias is not None:
-        key = keys.get(id(linear.bias))
-        bias = key if isinstance(key, str) else "?"
-    return weight, bias, linear.geometry
 
 
 def _follow(trace: Trace, use: Use) -> Use:
@@ -94,7 +76,7 @@ def _follow(trace: Trace, use: Use) -> Use:
     while True:
         readers = trace.users(value)
         if len(readers) != 1 or readers[0] < 0:
-            return use
+            return use  # with a bias that was found on the way
         node = trace.nodes[readers[0]]
         call = _call(node)
         activation = activation_name(node.name, call.args, call.kwargs)
@@ -107,6 +89,9 @@ def _follow(trace: Trace, use: Use) -> Use:
         elif node.name in MAX_POOLS and node.inputs[0] == value:
             moved = True
         elif node.name in ADDITIONS and not moved and (addition := _addition(node, value)) is not None:
+            if use.bias is None and not additions and (bias := _bias(node, use, addition)) is not None:
+                addition = replace(addition, bias=True)
+                use = replace(use, bias=bias, additions=(addition,))
             additions.append(addition)
         else:
             return use
@@ -144,6 +129,29 @@ def _addition(node: Node, value: int) -> Addition | None:
     return Addition(node.index, 1 - places[0]) if len(places) == 1 else None
 
 
+def _bias(node: Node, use: Use, addition: Addition) -> str | None:
+    """The name of what is added to a product when it has one number for each output, as a bias has."""
+    call = _call(node)
+    other = call.args[addition.other]
+    if use.geometry.dims or not isinstance(other, Tensor) or tuple(other.shape) != tuple(call.out.shape[-1:]):
+        return None
+    tensors = [leaf for leaf in call.args[:2] if isinstance(leaf, Tensor)]
+    key = next(key for leaf, key in zip(tensors, node.inputs, strict=False) if leaf is other)
+    return key if isinstance(key, str) else None
+
+
+def branches(use: Use) -> tuple[Addition, ...]:
+    """The sums of a use that add another branch, and not the layer's own bias."""
+    return tuple(addition for addition in use.additions if not addition.bias)
+
+
+def without_own_bias(use: Use) -> Use:
+    """The use with a bias that was added by hand as a branch like any other."""
+    if not any(addition.bias for addition in use.additions):
+        return use
+    return replace(use, bias=None, additions=tuple(replace(addition, bias=False) for addition in use.additions))
+
+
 def _one_claim_a_sum(uses: dict[str, tuple[Use, ...]], sizes: dict[int, int]) -> dict[str, tuple[Use, ...]]:
     """Let one branch of every sum see the other as its offset; the other branches take the linear form.
 
@@ -151,20 +159,21 @@ def _one_claim_a_sum(uses: dict[str, tuple[Use, ...]], sizes: dict[int, int]) ->
     """
     claimed: set[int] = set()
     kept: set[int] = set()
-    everything = [use for found in uses.values() for use in found if use.additions]
+    everything = [use for found in uses.values() for use in found if branches(use)]
     for use in sorted(everything, key=lambda use: (sizes[use.node], use.node), reverse=True):
-        nodes = {addition.node for addition in use.additions}
+        nodes = {addition.node for addition in branches(use)}
         if not nodes & claimed:
             claimed |= nodes
             kept.add(use.node)
     return {
-        name: tuple(use if not use.additions or use.node in kept else _linear(use) for use in found)
+        name: tuple(use if not branches(use) or use.node in kept else _linear(use) for use in found)
         for name, found in uses.items()
     }
 
 
 def _linear(use: Use) -> Use:
-    return replace(use, activation="linear", additions=(), end=None)
+    additions = tuple(addition for addition in use.additions if addition.bias)
+    return replace(use, activation="linear", additions=additions, end=None)
 
 
 def _call(node: Node) -> Call:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nettrim.errors import ModelError, should
 from nettrim.models.base import Layer, LayerSamples
-from nettrim.models.capture import Positions
+from nettrim.models.capture import Positions, with_room
 from nettrim.models.onnx_run import Chunk
 from nettrim.models.onnx_sites import Site
 from nettrim.models.operations import Geometry
@@ -33,6 +33,10 @@ class Collector:
     ) -> None:
         self._positions = positions
         self._sites = [_Samples(site, layer, store) for site, layer in zip(sites, layers, strict=True)]
+
+    def start(self, batch: int) -> None:
+        """Begin the batch with this number."""
+        self._positions.start(batch)
 
     def add(self, values: dict[str, np.ndarray], chunk: Chunk) -> None:
         """Take the samples of one chunk."""
@@ -89,6 +93,7 @@ class _Samples:
         if not self._proven:
             self._prove(inputs, preactivations, offset, precision)
             self._proven = True
+        inputs = with_room(inputs) if self._layer.bias is not None else inputs
         self._inputs.append(inputs.transpose(0, 1).contiguous())
         self._preactivations.append(preactivations.contiguous())
         if self._offset is not None and offset is not None:
@@ -96,7 +101,9 @@ class _Samples:
 
     def finish(self) -> LayerSamples:
         offset = None if self._offset is None else self._offset.finish()
-        return LayerSamples(self._inputs.finish().transpose(0, 1), self._preactivations.finish(), offset)
+        inputs = self._inputs.finish().transpose(0, 1)
+        inputs = inputs[..., :-1] if self._layer.bias is not None else inputs
+        return LayerSamples(inputs, self._preactivations.finish(), offset)
 
     def _prove(self, inputs: Tensor, preactivations: Tensor, offset: Tensor | None, precision: float) -> None:
         """weight @ inputs + bias + offset is what the activation received, to rounding."""

@@ -142,8 +142,10 @@ class OnnxNetwork:
         """The model with its present weights as `save` writes it, a ModelProto."""
         return clean(self.model)
 
-    def capture(self, batches: Sequence[object], names: Sequence[str]) -> dict[str, LayerSamples]:
+    def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the present weights, in the order of the batches.
+
+        `first` is the number of the first batch, where these are some of several: it chooses positions.
 
         `inputs` (groups, samples, in), `preactivations` and `offset` (samples, out). Only the part of the
         model that the layers need is run. Raises DataError for batches that the model cannot take, ModelError
@@ -154,7 +156,8 @@ class OnnxNetwork:
         self._stores.append(store)
         collector = Collector(sites, [self._layer(site) for site in sites], Positions(self.positions, self.seed), store)
         part = Part(self.model, [value for site in sites for value in values_of(site)], threads=self.threads)
-        for batch in self._normalised(batches):
+        for number, batch in enumerate(self._normalised(batches), first):
+            collector.start(number)
             for chunk in chunks(self._inputs, batch):
                 collector.add(part.run(chunk), chunk)
         return collector.samples()

@@ -72,6 +72,7 @@ class Geometry:
     dilation: tuple[int, ...] = ()
     output_padding: tuple[int, ...] = ()
     groups: int = 1
+    flipped: bool = False  # the weight is stored as (in, out), as a plain product applies it
 
     @property
     def transposed(self) -> bool:
@@ -94,6 +95,8 @@ def linear_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     if name == "linear":
         values = _bound(("input", "weight", "bias"), args, kwargs)
         return _linear_call(values, Geometry("Linear"))
+    if name in _PRODUCTS:
+        return _product(_bound(_PRODUCTS[name], args, kwargs))
     if name in CONVOLUTIONS:
         dims = CONVOLUTIONS[name]
         values = _bound(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, kwargs)
@@ -177,6 +180,26 @@ def _sloped(name: str, slope: float) -> str | None:
     if slope == 0:
         return "relu"
     return f"{name}:{float(slope)!r}" if 0 < slope <= 1 else None
+
+
+_PRODUCTS = {
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+    "addmm": ("bias", "mat1", "mat2"),
+}
+
+
+def _product(values: Mapping[str, Any]) -> LinearCall | None:
+    """x @ W or b + x @ W with a matrix W (in, out); None for other products, as with a bias for each row."""
+    inputs = values.get("mat1", values.get("input"))
+    weight, bias = values.get("other", values.get("mat2")), values.get("bias")
+    if "mat1" in values and "input" in values:  # addmm's bias, given by its own name
+        bias = values["input"]
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or values.get("alpha", 1) != 1 or values.get("beta", 1) != 1:
+        return None
+    if bias is not None and tuple(bias.shape) != tuple(weight.shape[1:]):
+        return None
+    return _linear_call({"input": inputs, "weight": weight, "bias": bias}, Geometry("Linear", flipped=True))
 
 
 def _linear_call(values: Mapping[str, Any], geometry: Geometry) -> LinearCall | None:

@@ -13,6 +13,7 @@ from nettrim.models.batches import Batch
 from nettrim.models.capture import Collector, Positions, collect
 from nettrim.models.chain import plain_chain
 from nettrim.models.match import agreed, find_uses
+from nettrim.models.operations import Geometry
 from nettrim.models.running import evaluating, plain
 from nettrim.models.store import SampleStore
 from nettrim.models.trace import Call, Trace
@@ -32,6 +33,7 @@ class Left:
     parameter: str
     reason: str
     node: int  # where it is applied first
+    geometry: Geometry  # of its first use
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +74,12 @@ def discover(
     left = []
     for (weight, _), reason in zip(weights, reasons, strict=True):
         uses = everything.get(weight.parameter, ())
-        kind = uses[0].geometry.kind if uses else type(module.get_submodule(weight.owner)).__name__
+        geometry = uses[0].geometry if uses else Geometry(type(module.get_submodule(weight.owner)).__name__)
         first = uses[0].node if uses else len(trace.nodes)
         if not reason and weight.name not in proved:
             reason = "its responses could not be reproduced from its weight"
         if reason:
-            left.append(Left(weight.name, kind, weight.parameter, reason, first))
+            left.append(Left(weight.name, geometry.kind, weight.parameter, reason, first, geometry))
     order = sorted(proved & found.keys(), key=lambda name: found[name].uses[0].node)
     layers = {name: found[name] for name in order}
     left.sort(key=lambda record: record.node)

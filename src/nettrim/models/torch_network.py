@@ -97,7 +97,7 @@ class TorchNetwork:
                 shape=tuple(weight.shape),
                 reason=left.reason,
                 nonzeros=int(torch.count_nonzero(weight)),
-                weight=plain(weight) if left.name in chain else None,
+                weight=matrix_of(plain(weight), left.geometry) if left.name in chain else None,
             )
             for left in self._structure.left
             for weight in (self.module.get_parameter(left.parameter),)
@@ -134,8 +134,10 @@ class TorchNetwork:
         """Put back a state taken from a network of the same structure; ModelError when it does not fit."""
         restore(self.module, tensors)
 
-    def capture(self, batches: Sequence[object], names: Sequence[str]) -> dict[str, LayerSamples]:
+    def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the network's present weights, in the order of the batches.
+
+        `first` is the number of the first batch, where these are some of several: it chooses positions.
 
         `inputs` (groups, samples, in), `preactivations` and `offset` (samples, out), float32 or float64.
         Raises ModelError when a batch takes another path through the model than the example did.
@@ -146,7 +148,7 @@ class TorchNetwork:
         self._stores.append(store)
         collector = Collector(self._structure.trace, layers, Positions(self.positions, self.seed), store)
         with evaluating(self.module, self.seed):
-            collect(self.module, self._normalised(batches), collector)
+            collect(self.module, self._normalised(batches), collector, first)
         return collector.samples()
 
     def outputs(self, batches: Sequence[object]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nettrim.models.operations import is_metadata, linear_call, operation_name, reads_memory
+from nettrim.models.operations import Geometry, is_metadata, linear_call, operation_name, reads_memory
 
+_NO_NODE = -1  # for what is read between the operations
 Key = int | str | None  # a value's number, a parameter's or buffer's name, or a constant
 
 
@@ -41,6 +42,15 @@ class Call:
         return self.kwargs.get(name, default)
 
 
+@dataclass(frozen=True)
+class Applied:
+    """A parameter applied as a layer's weight, whole or as its transpose."""
+
+    weight: str
+    bias: str | None  # a parameter's or buffer's name; "?" for a bias that is neither
+    geometry: Geometry  # as the parameter stores the weight
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of the forward pass; `call` is kept only in the trace of the example."""
@@ -50,6 +60,7 @@ class Node:
     inputs: tuple[Key, ...]
     outputs: tuple[int, ...]
     call: Call | None = None
+    applied: Applied | None = None
 
     def same(self, other: Node) -> bool:
         """Whether two passes did the same thing here."""
@@ -64,6 +75,7 @@ class Trace:
     inputs: tuple[int, ...]  # the values that came in with the batch
     outputs: tuple[Key, ...]  # the values that went out
     raw_uses: dict[str, tuple[str, ...]]  # parameter -> operations that read it other than as a layer's weight or bias
+    raw_nodes: dict[str, frozenset[int]]  # parameter -> the nodes that did so
     hidden: frozenset[int]  # values read through memory they share, unseen as values
     result: Any = None
 
@@ -110,6 +122,7 @@ class _Names:
 
     tensors: dict[int, str] = field(default_factory=dict)
     memory: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, module: nn.Module) -> _Names:
@@ -117,6 +130,7 @@ class _Names:
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             names.tensors[id(tensor)] = name
         for name, parameter in module.named_parameters():
+            names.parameters[name] = parameter
             pointer = memory(parameter)
             if pointer:
                 names.memory[pointer] = (*names.memory.get(pointer, ()), name)
@@ -136,12 +150,14 @@ class Recorder:
         self.keep = keep
         self.nodes: list[Node] = []
         self.raw: dict[str, list[str]] = {}
+        self.raw_nodes: dict[str, set[int]] = {}
         self.hidden: set[int] = set()
         self._values: dict[int, _Known] = {}
         self._storages: dict[int, list[int]] = {}
         self._count = 0
         self.depth = 0
         self.running = ""
+        self.current = _NO_NODE
         self.explained: frozenset[str] = frozenset()
 
     def assign(self, tensor: Tensor) -> int:
@@ -170,11 +186,12 @@ class Recorder:
         if reads_memory(name):
             self.note_raw(tensors, name)
         if not tensors or is_metadata(name):
-            return self._inside(func, args, kwargs, name, frozenset())
-        node = Node(len(self.nodes), name, tuple(self.key(t) for t in tensors), (), Call(args, kwargs))
+            return self._inside(func, args, kwargs, name, frozenset(), _NO_NODE)
+        applied = self._applied(name, args, kwargs)
+        node = Node(len(self.nodes), name, tuple(map(self.key, tensors)), (), Call(args, kwargs), applied)
         self._tell(self.listener.before, node)
         versions = [_version(tensor) for tensor in tensors]
-        out = self._inside(func, args, kwargs, name, self._explained(name, args, kwargs))
+        out = self._inside(func, args, kwargs, name, _explained(applied), node.index)
         results = {id(t): t for t in _tensors(out)}
         for tensor, version in zip(tensors, versions, strict=True):
             if _version(tensor) != version:  # written in place: a new value from here on
@@ -192,29 +209,45 @@ class Recorder:
         finally:
             self.depth -= 1
 
-    def _inside(self, func: Callable[..., Any], args: Any, kwargs: Any, name: str, explained: frozenset[str]) -> Any:
-        before = self.running, self.explained
-        self.running, self.explained = name, explained
+    def _inside(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, name: str, explained: frozenset[str], node: int
+    ) -> Any:
+        before = self.running, self.explained, self.current
+        self.running, self.explained, self.current = name, explained, node
         self.depth += 1
         try:
             return func(*args, **kwargs)
         finally:
             self.depth -= 1
-            self.running, self.explained = before
+            self.running, self.explained, self.current = before
 
-    def _explained(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
-        """Parameters that this operation reads as a layer's weight or bias."""
+    def _applied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Applied | None:
+        """The parameter that this operation applies as a layer's weight, None where it applies none."""
         call = linear_call(name, args, kwargs)
-        if call is None:
-            return frozenset()
-        keys = (self.key(tensor) for tensor in (call.weight, call.bias) if isinstance(tensor, Tensor))
-        return frozenset(key for key in keys if isinstance(key, str))
+        if call is None or memory(call.inputs) == memory(call.weight):
+            return None
+        weight, geometry = self.key(call.weight), call.geometry
+        if not isinstance(weight, str) and geometry.dims == 0:
+            weight = next((name for name in self._transposes(call.weight)), None)
+            geometry = replace(geometry, flipped=not geometry.flipped)
+        if not isinstance(weight, str):
+            return None
+        bias = None if call.bias is None else self.key(call.bias)
+        return Applied(weight, bias if bias is None or isinstance(bias, str) else "?", geometry)
+
+    def _transposes(self, tensor: Tensor) -> Iterator[str]:
+        """Names of the parameters that a tensor is the whole transpose of, in the same memory."""
+        for name in self.names.memory.get(memory(tensor), ()):
+            turned = self.names.parameters[name].mT if self.names.parameters[name].dim() == 2 else None
+            if turned is not None and _place(turned) == _place(tensor):
+                yield name
 
     def note_raw(self, tensors: Iterable[Tensor], name: str) -> None:
         """Note the parameters whose memory an operation reads without being a layer's own use."""
         for tensor in tensors:
             for parameter in self.names.memory.get(memory(tensor), ()):
                 if parameter not in self.explained:
+                    self.raw_nodes.setdefault(parameter, set()).add(self.current)
                     uses = self.raw.setdefault(parameter, [])
                     if name not in uses:
                         uses.append(name)
@@ -264,8 +297,9 @@ def record(
         result = module(*args, **kwargs)
     outputs = tuple(recorder.key(tensor) for tensor in _tensors_inside(result))
     raw = {name: tuple(uses) for name, uses in recorder.raw.items()}
+    nodes = {name: frozenset(indices) for name, indices in recorder.raw_nodes.items()}
     hidden = frozenset(recorder.hidden)
-    return Trace(tuple(recorder.nodes), inputs, outputs, raw, hidden, result if keep else None)
+    return Trace(tuple(recorder.nodes), inputs, outputs, raw, nodes, hidden, result if keep else None)
 
 
 def memory(tensor: Tensor) -> int:
@@ -274,6 +308,16 @@ def memory(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Which entries of a storage a tensor shows, in which order."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _explained(applied: Applied | None) -> frozenset[str]:
+    """Parameters that an operation reads as a layer's weight or bias."""
+    return frozenset(() if applied is None else (name for name in (applied.weight, applied.bias) if name))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

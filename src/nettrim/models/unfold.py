@@ -14,9 +14,11 @@ from nettrim.models.operations import Geometry
 def matrix_of(weight: Tensor, geometry: Geometry) -> Tensor:
     """A weight tensor as (out, in), where `in` counts one group's patch entries.
 
-    A transposed convolution stores (in, out / groups, *kernel) and lays its kernel down; seen from an
-    output position it is a convolution with the kernel turned round.
+    A plain product stores (in, out). A transposed convolution stores (in, out / groups, *kernel) and lays its
+    kernel down; seen from an output position it is a convolution with the kernel turned round.
     """
+    if geometry.flipped:
+        return weight.T
     if not geometry.transposed:
         return weight.flatten(1)
     groups = geometry.groups
@@ -26,6 +28,8 @@ def matrix_of(weight: Tensor, geometry: Geometry) -> Tensor:
 
 def weight_of(matrix: Tensor, shape: torch.Size | tuple[int, ...], geometry: Geometry) -> Tensor:
     """The inverse of `matrix_of` for a weight of the given shape."""
+    if geometry.flipped:
+        return matrix.T
     if not geometry.transposed:
         return matrix.reshape(shape)
     groups = geometry.groups

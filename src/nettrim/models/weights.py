@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from nettrim.errors import ModelError, should
-from nettrim.models.match import Use
+from nettrim.models.match import Addition, Use, without_own_bias
 from nettrim.models.operations import Geometry
 from nettrim.models.selection import Candidate
 from nettrim.models.trace import Trace, memory
@@ -121,8 +122,12 @@ def trimmable(
     biases = {use.bias for use in uses}
     bias = next(iter(biases)) if len(biases) == 1 else None
     elsewhere = {use.bias for name, found in everything.items() if name != weight.parameter for use in found}
-    own = bias is not None and bias != "?" and bias not in elsewhere and bias not in trace.raw_uses
+    by_hand = {addition.node for addition in _by_hand(uses)}
+    own = bias is not None and bias not in elsewhere and trace.raw_nodes.get(bias, frozenset()) <= by_hand
     own = own and bias in dict(module.named_parameters())
+    if not own and _by_hand(uses):
+        uses = tuple(map(without_own_bias, uses))
+        biases = {use.bias for use in uses}
     owner = module.get_submodule(weight.owner)
     return Trimmable(
         weight.name,
@@ -135,6 +140,11 @@ def trimmable(
         fixed_bias=not own and biases != {None},
         may_gain_bias=biases == {None} and is_standard(owner) and len(weight.candidate.names) == 1,
     )
+
+
+def _by_hand(uses: Iterable[Use]) -> tuple[Addition, ...]:
+    """The sums in which a bias is added to a product."""
+    return tuple(addition for use in uses for addition in use.additions if addition.bias)
 
 
 def with_bias(layer: Trimmable) -> Trimmable:
