@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import re
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from nettrim.cli.exported import read_exported
 from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.shrink import load_shrunk
 from nettrim.saving import INDEX, load
 
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
-_FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d", "relu", "dropout")  # operators with the functions' signatures
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FACTORY_WORDS = "package.module:function, a function that returns the model"
 _SAVE_ELSE = (
@@ -147,45 +144,9 @@ def _exported(path: Path, trust: bool) -> nn.Module:
         cure = "Reading one can run code that is in it: say --trust-model if you trust where it is from, or use ONNX."
         raise ModelError(should("MODEL", "a file that cannot run code", repr(str(path)), cure))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own making
-            return Exported(_plain_calls(torch.export.load(path).module()))
+        return read_exported(path)
     except Exception as error:
         raise ModelError(should("MODEL", "an exported program", f"{str(path)!r} ({_what(error)})")) from error
-
-
-def _plain_calls(program: Any) -> nn.Module:
-    """An exported program that calls PyTorch's functions, whose weights can be found, where it called operators."""
-    for node in program.graph.nodes:
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if node.op == "call_function" and name in _FUNCTIONS:
-            node.target = getattr(nn.functional, name)
-    program.recompile()
-    return program
-
-
-class Exported(nn.Module):
-    """An exported program, which has one mode only: the one it was exported in."""
-
-    def __init__(self, program: nn.Module) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, *inputs: torch.Tensor) -> object:
-        """What the program computes."""
-        return self.program(*inputs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own making
-            twin = Exported(copy.deepcopy(self.program, memo))
-        twin.training = self.training
-        return twin
-
-    def train(self, mode: bool = True) -> Exported:
-        """Set the flag and nothing else: the program refuses to change its mode."""
-        self.training = mode
-        return self
 
 
 def _near_file(path: Path) -> str:
