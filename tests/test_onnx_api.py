@@ -130,6 +130,60 @@ def test_an_interrupted_trim_goes_on(tmp_path: Path, data: torch.Tensor) -> None
         nettrim.trim(other, data, checkpoint=tmp_path / "kept", **OPTIONS)
 
 
+@pytest.mark.parametrize("ignore", ["first", "last"])
+def test_layers_that_are_left_alone_count_in_the_bound(data: torch.Tensor, ignore: str) -> None:
+    """As in the module: with the norm of their weights (in, out) or (out, in)."""
+    options = {"epsilon": 0.3, "refit": False, "progress": False}
+    one = nettrim.trim(two_inputs(False), data, ignore=ignore, **options).report
+    two = nettrim.trim(small(), data, ignore={"first": "0", "last": "2"}[ignore], **options).report
+    assert [layer.skipped for layer in one.layers] == [layer.skipped for layer in two.layers]
+    assert one.network.bound == pytest.approx(two.network.bound, rel=1e-2)
+    assert 0 < one.network.discrepancy <= one.network.bound
+
+
+def test_no_bound_where_a_layer_cannot_be_followed(data: torch.Tensor) -> None:
+    model = two_inputs(False)
+    model.graph.node[1].op_type = "Softsign"
+    assert nettrim.trim(model, data, **OPTIONS).report.network.bound is None
+    assert nettrim.trim(model, data, ignore="first", **OPTIONS).report.network.bound is None
+
+
+def bfloat16(cast: bool) -> onnx.ModelProto:
+    """`two_inputs(False)` with its weights in bfloat16, computing in float32 behind casts or in bfloat16."""
+    model = two_inputs(False)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.BFLOAT16, array.shape, array.ravel()))
+    if not cast:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+        return model
+    casts = [
+        helper.make_node("Cast", [t.name], [f"{t.name}.32"], to=TensorProto.FLOAT) for t in model.graph.initializer
+    ]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = f"{name}.32" if "." in name else name
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def test_weights_kept_in_bfloat16(tmp_path: Path, data: torch.Tensor) -> None:
+    model = bfloat16(True)
+    trimmed = nettrim.trim(model, data, **OPTIONS)
+    before, after = predict(model, a=data), predict(trimmed.model, a=data)
+    assert trimmed.report.certified and trimmed.report.sparsity > 0
+    assert 0 < np.linalg.norm(after - before) / np.linalg.norm(before) <= trimmed.report.network.bound * 1.2
+    assert nettrim.verify(trimmed.save(tmp_path / "out"), model, data).holds
+
+
+def test_computing_in_bfloat16_is_refused(data: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match="do not compute in bfloat16"):
+        nettrim.trim(bfloat16(False), data, **OPTIONS)
+
+
 @pytest.mark.parametrize("form", ["dict", "tuples", "whole", "labelled"])
 def test_several_inputs_in_any_form(data: torch.Tensor, form: str) -> None:
     a, b = data + 1, torch.ones_like(data)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from nettrim.models.base import Network, Skipped
 from nettrim.models.onnx_activations import activation_name, data_input
 from nettrim.models.onnx_graph import Graph, attributes, is_standard
 from nettrim.models.onnx_sites import Site
@@ -44,6 +45,17 @@ def plain_chain(graph: Graph, sites: Sequence[Site]) -> tuple[str, ...] | None:
             return None
         before = site.response or ""
     return tuple(site.name for site in sites) if _origin(graph, graph.outputs[0]) == before else None
+
+
+def chain_with(kept: Sequence[Skipped], whole: Network) -> tuple[tuple[str, ...] | None, tuple[Skipped, ...]]:
+    """The chain through layers that are kept as they are, and those layers with the weights that it takes.
+
+    `whole` is the same model with every layer prepared for trimming; its outputs agree with the model's.
+    """
+    if whole.chain is None:
+        return None, tuple(kept)
+    weights = {layer.name: layer.weight for layer in whole.layers}
+    return whole.chain, tuple(replace(record, weight=weights[record.name]) for record in kept)
 
 
 def _follow(graph: Graph, site: Site) -> Site:

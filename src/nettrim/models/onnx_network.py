@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nettrim.models.onnx_edit import Editor, write_tensor
 from nettrim.models.onnx_file import read_model
 from nettrim.models.onnx_graph import Graph, to_array
 from nettrim.models.onnx_import import onnx
-from nettrim.models.onnx_layers import match, plain_chain
+from nettrim.models.onnx_layers import chain_with, match, plain_chain
 from nettrim.models.onnx_products import Product, find_products
 from nettrim.models.onnx_run import Part, as_batch, chunks
 from nettrim.models.onnx_sites import Site, add_bias, prepare
@@ -74,6 +75,8 @@ class OnnxNetwork:
         editor = Editor(self.model)
         products, skipped = find_products(editor.graph)
         chosen = select([_candidate(product) for product in products], targets, ignore)
+        partial = not skipped and not all(chosen)
+        untouched = _copied(self.model) if partial else None
         for product, yes in zip(products, chosen, strict=True):
             _check_finite(product.name, product.constant.array)
             if not yes:
@@ -93,6 +96,8 @@ class OnnxNetwork:
         self._sites = {site.name: site for site in match(graph, sites)}
         sampled = positions is not None and any(ranks.get(site.source, 3) > 2 for site in sites)
         self._chain = None if skipped or sampled else plain_chain(graph, list(self._sites.values()))
+        if untouched is not None and before is not None and not sampled:
+            self._chain, self._skipped = chain_with(self._skipped, OnnxNetwork(untouched, threads=threads))
         self._whole = None
         self._stores: list[SampleStore] = []
         self._index()
@@ -117,7 +122,7 @@ class OnnxNetwork:
 
     @property
     def chain(self) -> tuple[str, ...] | None:
-        """Layer names when the network is a plain chain of trimmable products, else None."""
+        """Layer names when the network is a plain chain of products, else None; skipped ones were no targets."""
         return self._chain
 
     @property
@@ -193,8 +198,7 @@ class OnnxNetwork:
     def copy(self) -> OnnxNetwork:
         """An independent copy."""
         twin = copy.copy(self)
-        twin.model = onnx.ModelProto()
-        twin.model.CopyFrom(self.model)
+        twin.model = _copied(self.model)
         twin._sites, twin._stores, twin._whole = dict(self._sites), [], None
         twin._index()
         return twin
@@ -310,6 +314,12 @@ def _candidate(product: Product) -> Candidate:
 def _untargeted(product: Product) -> Skipped:
     weight = product.constant.array
     return Skipped(product.name, product.kind, tuple(weight.shape), "not in targets", int(np.count_nonzero(weight)))
+
+
+def _copied(model: Any) -> Any:
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    return twin
 
 
 def _main_output(graph: Graph, model: Any) -> str:

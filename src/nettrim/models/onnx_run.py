@@ -18,6 +18,7 @@ from nettrim.models.onnx_graph import Graph, to_array
 from nettrim.models.onnx_import import onnx, onnxruntime
 
 _IR_LIMIT = re.compile(r"max supported IR version: (\d+)")
+_IN_FLOAT32 = "Its CPU kernels do not compute in bfloat16: keep weights in it behind a Cast, or export in float32."
 _OPSET_LIMIT = re.compile(r"support for domain ai\.onnx is till opset (\d+)")
 
 
@@ -87,8 +88,13 @@ def open_session(model: Any, *, threads: int = 0) -> Any:
             attempts += 1
             lowered = _lowered(model, str(error)) if attempts <= 2 else None
             if lowered is None:
-                raise ModelError(should("model", "one that ONNX Runtime can run", first_line(error))) from error
+                cure = _IN_FLOAT32 if _computes_in_bfloat16(model) else ""
+                raise ModelError(should("model", "one that ONNX Runtime can run", first_line(error), cure)) from error
             model = lowered
+
+
+def _computes_in_bfloat16(model: Any) -> bool:
+    return any(value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16 for value in model.graph.input)
 
 
 def chunks(inputs: Sequence[Any], batch: Batch) -> Iterator[Chunk]:
