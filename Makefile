@@ -53,7 +53,7 @@ lowest: setup ## run the quick tests on the lower bounds of all dependencies but
 	(grep '^torch==' constraints.txt; $(BIN)/python .ci/lowest.py) > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt torch
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt \
-		-e ".[cli,report,onnx,solvers,demo,experiments]" pytest pytest-xdist hypothesis onnxscript
+		-e ".[cli,report,onnx,solvers,demo,experiments]" pytest pytest-xdist hypothesis
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default -m "not slow and not browser and not ray" $(PYTEST_ARGS)
 
 bench-solver: setup ## time the solver beside general ones

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nettrim.api import Trimmed, trim
 from nettrim.errors import InputError, MissingExtraError, should
-from nettrim.gain import measure_gain
-from nettrim.models.shrink import Summary, shrink
+from nettrim.gain import faster_shrunk, measure_gain
+from nettrim.models.shrink import Summary
 from nettrim.report import Report, Section, render_page
 from nettrim.results import Event
 
@@ -140,7 +140,8 @@ def run(settings: Settings, notify: Callable[[Step], None] = lambda step: None) 
         shown, shrunk = {}, {}
         for scheme in SCHEMES:
             trimmed = trims[scheme, settings.shown]
-            smaller = shrink(trimmed.model, digits.inputs[:256])
+            few = digits.inputs[:BATCH]
+            smaller = faster_shrunk(trimmed.model, few, batches=(BATCH,))
             gain = measure_gain(
                 dense,
                 trimmed.model,
@@ -149,6 +150,7 @@ def run(settings: Settings, notify: Callable[[Step], None] = lambda step: None) 
                 batch=BATCH,
                 seconds=1.0,
                 thread_count=1,
+                shrunk=smaller.module,
             )
             report = replace(trimmed.report, tradeoff=curve, gain=gain)
             shown[scheme], shrunk[scheme] = replace(trimmed, report=report), smaller.summary

@@ -192,6 +192,8 @@ def test_shrink_keeps_the_function(run) -> None:
     )
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert run("verify", "out", "--data", "data.npz").exit_code == 0
+    whole = json.loads(run("shrink", "out", "--all-inputs", "--json").stdout)
+    assert whole["layers"][0]["after"][-1] == 12 and whole["layers"][0]["inputs_picked"] is None
 
 
 def test_shrink_a_module(run) -> None:

@@ -66,10 +66,10 @@ def _real(array: Any) -> bool:
     return array.dtype.kind in "fV"  # V: types that NumPy has no name for, such as bfloat16
 
 
-def shrink_to(path: Path, example: Any, target: Path) -> Summary:
+def shrink_to(path: Path, example: Any, target: Path, *, pick_inputs: bool = True) -> Summary:
     """Write the smaller form of an ONNX file."""
     if example is not None:
         example = normalise_batches(example)[0]
-    found = shrink_onnx(path, example)
+    found = shrink_onnx(path, example, pick_inputs=pick_inputs)
     write_model(found.model, target, lambda model: None)
     return found.summary

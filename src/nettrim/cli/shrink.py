@@ -40,6 +40,16 @@ def command(
         str | None,
         typer.Option(metavar="MODEL", help="For torch modules: package.module:function, as it was given to trim."),
     ] = None,
+    pick_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--pick-inputs/--all-inputs",
+            metavar="",
+            help="Whether inputs that nobody uses are left out by a copy in front of the first layer, or read all the "
+            "same, which can be faster; nettrim bench times both. \\[default: pick-inputs]",
+            show_default=False,
+        ),
+    ] = True,
     trust_model: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,9 +71,9 @@ def command(
     if onnx:
         from nettrim.cli.onnx_files import shrink_to  # noqa: PLC0415  # an extra
 
-        summary = shrink_to(directory / ONNX_MODEL, example, target)
+        summary = shrink_to(directory / ONNX_MODEL, example, target, pick_inputs=pick_inputs)
     else:
-        summary = _shrink_module(directory, model, example, target, trust=trust_model)
+        summary = _shrink_module(directory, model, example, target, trust=trust_model, pick_inputs=pick_inputs)
     if as_json:
         screen.show_json({**summary.to_dict(), "changed": summary.changed, "file": str(target)})
     else:
@@ -71,7 +81,9 @@ def command(
         screen.say(f"Written to {target}.", "dim")
 
 
-def _shrink_module(directory: Path, model: str | None, example: Any, target: Path, *, trust: bool) -> Summary:
+def _shrink_module(
+    directory: Path, model: str | None, example: Any, target: Path, *, trust: bool, pick_inputs: bool
+) -> Summary:
     """A torch module's smaller form: its tensors, and in the file's header how to cut the module to their shapes."""
     saved = read_trim(directory)
     if model is None or example is None:
@@ -82,7 +94,7 @@ def _shrink_module(directory: Path, model: str | None, example: Any, target: Pat
     if module is None:
         raise InputError(should("--model", "the module that was trimmed", f"the ONNX file {model!r}"))
     trimmed = load_into(module, saved.tensors, saved.plan)
-    found = shrink(trimmed, normalise_batches(example, model=trimmed)[0])
+    found = shrink(trimmed, normalise_batches(example, model=trimmed)[0], pick_inputs=pick_inputs)
     header = {"nettrim.shrunk": json.dumps(found.plan), "nettrim.structure": json.dumps(dict(saved.plan))}
     write_whole(target, save_tensors(state_of(found.module), header))
     return found.summary

@@ -3,6 +3,7 @@
 from nettrim.gain.bench import bench, bench_table
 from nettrim.gain.latency import Latency, break_even, latency
 from nettrim.gain.measure import measure_gain
+from nettrim.gain.picking import faster_shrunk
 from nettrim.gain.sizes import nonzeros, sizes
 from nettrim.gain.sparse_file import load_sparse, save_sparse
 
@@ -11,6 +12,7 @@ __all__ = [
     "bench",
     "bench_table",
     "break_even",
+    "faster_shrunk",
     "latency",
     "load_sparse",
     "measure_gain",

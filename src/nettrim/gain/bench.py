@@ -13,6 +13,7 @@ from torch import nn
 
 from nettrim.errors import InputError, should
 from nettrim.gain.latency import BATCHES, break_even, latency
+from nettrim.gain.picking import faster_smaller
 from nettrim.gain.sizes import nonzeros, sizes
 from nettrim.gain.subject import Subject, torch_subject
 from nettrim.models.batches import Batch, normalise_batches
@@ -77,7 +78,8 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _row(
     name: str, subject: Subject, batch: Batch, batches: Sequence[int], count: int, seconds: float, find: bool
 ) -> dict[str, Any]:
-    smaller, summary = subject.smaller()
+    chosen = faster_smaller(subject, batch, batches, count)
+    smaller, summary = chosen.subject, chosen.summary
     stages = {"dense": subject, "shrunk": smaller}
     if subject.sparse:
         stages = {"dense": subject, "trimmed": subject, "shrunk": smaller}
@@ -108,7 +110,7 @@ def _row(
         "latency": [entry.to_dict() for entry in measured],
         "break_even": even,
         "verdict": "; ".join(won) if won else "no gain in latency against the best dense engine",
-        "notes": list(dict.fromkeys([*subject.notes, *([summary.note] if summary.note else [])])),
+        "notes": list(dict.fromkeys(note for note in (*subject.notes, summary.note, chosen.note) if note)),
     }
 
 

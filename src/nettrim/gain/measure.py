@@ -10,11 +10,11 @@ from safetensors.torch import save
 from torch import nn
 
 from nettrim.gain.latency import latency
+from nettrim.gain.picking import faster_shrunk
 from nettrim.gain.sizes import nonzeros
 from nettrim.gain.sparse_file import sparse_bytes
 from nettrim.gain.subject import torch_subject
 from nettrim.models.batches import normalise_batches
-from nettrim.models.shrink import shrink
 
 Accuracy = Callable[[nn.Module], float] | Mapping[str, float] | None
 
@@ -29,6 +29,7 @@ def measure_gain(
     seconds: float = 1.5,
     thread_count: int | None = None,
     export: bool = False,
+    shrunk: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Accuracy, weights, bytes and latency of the dense, the trimmed and the shrunk network, for `Report(gain=...)`.
 
@@ -36,12 +37,13 @@ def measure_gain(
     that are not zero. bytes: of a dense safetensors file, and of `save_sparse`'s file for the other two. latency:
     seconds of a batch on the best engine of each stage, the dense network on dense engines; measured for about
     `seconds`, and `note` says how and whether it is a gain at all. export: also measure ONNX Runtime on networks that
-    are not plain chains (some seconds more).
+    are not plain chains (some seconds more). shrunk: the trimmed model's shrunk form; None: `faster_shrunk`'s.
     """
     sample = normalise_batches([example], model=dense_model)[0]
     count = torch.get_num_threads() if thread_count is None else thread_count
-    smaller = shrink(trimmed_model, sample).module
-    models = {"dense": dense_model, "trimmed": trimmed_model, "shrunk": smaller}
+    if shrunk is None:
+        shrunk = faster_shrunk(trimmed_model, sample, batches=(batch,), thread_count=count, export=export).module
+    models = {"dense": dense_model, "trimmed": trimmed_model, "shrunk": shrunk}
     stages = {stage: torch_subject(model, sample, threads=count, export=export) for stage, model in models.items()}
     found = latency(stages, sample, batches=(batch,), thread_count=count, seconds=seconds)[0]
     files = {stage: len(sparse_bytes(subject.tensors)) for stage, subject in stages.items()}

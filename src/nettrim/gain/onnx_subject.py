@@ -47,8 +47,8 @@ def onnx_subject(
 
         dense["PyTorch"] = torch_run
 
-    def smaller() -> tuple[Subject, Summary]:
-        found = shrink_onnx(model, feeds_of(model, batch))
+    def smaller(pick_inputs: bool) -> tuple[Subject, Summary]:
+        found = shrink_onnx(model, feeds_of(model, batch), pick_inputs=pick_inputs)
         return onnx_subject(found.model, batch, threads=threads)[0], found.summary
 
     arrays = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}

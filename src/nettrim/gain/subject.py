@@ -30,7 +30,7 @@ class Subject:
     tensors: Mapping[str, Tensor]
     dense: Mapping[str, Engine]  # engines with dense kernels
     sparse: Mapping[str, Engine]  # engines that skip zeros
-    smaller: Callable[[], tuple[Subject, Summary]]
+    smaller: Callable[[bool], tuple[Subject, Summary]]  # of whether it picks the inputs that are read
     notes: tuple[str, ...] = ()
     matrices: tuple[tuple[int, int], ...] = field(default=())  # shapes of the plain chain's weights, if it is one
 
@@ -49,8 +49,8 @@ def torch_subject(module: nn.Module, example: Batch, *, threads: int, export: bo
     if engine is not None:
         dense["ONNX Runtime"] = engine
 
-    def smaller() -> tuple[Subject, Summary]:
-        found = shrink(module, example)
+    def smaller(pick_inputs: bool) -> tuple[Subject, Summary]:
+        found = shrink(module, example, pick_inputs=pick_inputs)
         return torch_subject(found.module, example, threads=threads, export=export), found.summary
 
     matrices = tuple((len(step.weight), step.weight.shape[1]) for step in chain or ())
