@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from nettrim.certificates.program import lower_bound
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.finish import Ending
+from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
@@ -19,6 +20,7 @@ from nettrim.solvers.repair import is_feasible, repair
 
 _CHECKS = (60, 110, 180, 280)  # ADMM iterations after which a candidate is polished; later ones are 1.6 times apart
 _DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
+_INTERIOR_CHECKS = 2  # checks after which groups still open leave ADMM for the interior-point method
 _EXACT_CHECKS = 2  # checks after which an exact group goes to the linear-programming solver
 _AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
 
@@ -48,6 +50,8 @@ def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_
         done = target
         if check >= _EXACT_CHECKS:
             block.solve_exact()
+        if check >= _INTERIOR_CHECKS:
+            block.follow_path()
         if check >= _DOUBT or target == max_iterations:
             block.repair()
             block.state.retry(check - _DOUBT)
@@ -70,6 +74,7 @@ class _Block:
         self.objective = problem.lower.new_full((count,), torch.inf)
         self.bound = problem.lower.new_zeros(count)
         self.open = torch.ones(count, dtype=torch.bool)
+        self.followed = torch.zeros(count, dtype=torch.bool)  # groups that had their turn on the central path
         self.ending = [Ending.SOLVED] * count
         self.state = admm.start(problem, initial)
         self.rows = torch.arange(problem.rows)  # rows of the block that the state holds
@@ -79,24 +84,50 @@ class _Block:
         """Judge the present iterate, keep what is better of weights and of multipliers; returns the polish's steps."""
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
         candidate = _candidate(self.state, dual, self.tolerance, last)
-        self._keep(candidate.weight, candidate.objective, candidate.dual, candidate.bound)
-        if isinstance(
-            problem.penalty, L1
-        ):  # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
+        self._keep(candidate, self.rows, self.groups)
+        self._close()
+        still = self.open[self.groups]
+        if isinstance(problem.penalty, L1) and bool(still.any()):
+            # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
+            bound = lower_bound(as_program(problem), dual.T)
             unmoved = torch.full_like(candidate.objective, torch.inf)
-            self._keep(candidate.weight, unmoved, dual, lower_bound(as_program(problem), dual.T))
-        self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
+            self._keep(Polished(candidate.weight, unmoved, dual, bound, 0), self.rows, self.groups)
+            self._close()
         return candidate.steps
 
-    def _keep(self, weight: Tensor, objective: Tensor, dual: Tensor, bound: Tensor) -> None:
-        """Keep per group the least objective and the largest bound; arguments are of the state's rows and groups."""
-        local = self.state.problem.groups.cpu()
-        better = (objective < self.objective[self.groups]).cpu()
-        tighter = (bound > self.bound[self.groups]).cpu()
-        self.weight[self.rows[better[local]]] = weight[better[local]]
-        self.dual[self.rows[tighter[local]]] = dual[tighter[local]]
-        self.objective[self.groups[better]] = objective[better]
-        self.bound[self.groups[tighter]] = bound[tighter]
+    def _keep(self, found: Polished, rows: Tensor, groups: Tensor) -> None:
+        """Keep per group the least objective and the largest bound; `found` is of these rows and groups of the
+        block."""
+        local = torch.searchsorted(groups, self.problem.groups.cpu()[rows])
+        better = (found.objective < self.objective[groups]).cpu()
+        tighter = (found.bound > self.bound[groups]).cpu()
+        self.weight[rows[better[local]]] = found.weight[better[local]]
+        self.dual[rows[tighter[local]]] = found.dual[tighter[local]]
+        self.objective[groups[better]] = found.objective[better]
+        self.bound[groups[tighter]] = found.bound[tighter]
+
+    def _close(self) -> None:
+        self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
+
+    def follow_path(self) -> None:
+        """Give the open groups of an l1 problem to the interior-point method, once, and land on the vertex it shows."""
+        wanted = self.open & ~self.followed
+        if self.problem.epsilon is not None:
+            wanted &= self.problem.epsilon.cpu() > 0
+        if not isinstance(self.problem.penalty, L1) or not bool(wanted.any()):
+            return
+        self.followed |= wanted
+        rows, groups = wanted[self.problem.groups.cpu()].nonzero()[:, 0], wanted.nonzero()[:, 0]
+        problem = self.problem.select(rows.to(self.problem.groups.device))
+        central = solve_interior(problem, self.tolerance)
+        vertex = polish(problem, central.guess, self.tolerance)
+        bound = torch.maximum(central.found.bound, vertex.bound)
+        landed = relative_gap(vertex.objective, bound) <= _AIM * self.tolerance
+        # the path's own weights, some of them tiny, only where there is no vertex to be had
+        central = replace(central.found, objective=torch.where(landed, torch.inf, central.found.objective))
+        self._keep(vertex, rows, groups)
+        self._keep(central, rows, groups)
+        self._close()
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""

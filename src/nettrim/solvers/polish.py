@@ -108,6 +108,8 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
             _take(problem, state, row)
         state.z[rows] = state.u[rows] @ problem.inputs_t
         soft, hard = problem.distance(state.z)
+        if problem.soft is not None:  # what the cast leaves of bounds that must hold
+            _, hard = problem.distance(problem.cast(state.u) @ problem.inputs_t)
         gradient = -soft @ problem.inputs_t.T
         present, pushed = _multipliers(problem, state, soft)
         t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
@@ -153,7 +155,7 @@ def _refresh(
         z, lower, upper = z[binding], lower[binding], upper[binding]
         top = _at_upper(z, lower, upper)
         pull = torch.where(lower == upper, 0.0, torch.where(top, 1.0, -1.0).to(z.dtype))
-        margin = problem.hard_margin * (lower != upper)
+        margin = problem.hard_margin * max(1.0, float(state.u[row].norm())) * (lower != upper)
         model.bind(binding, torch.where(top, upper - margin, lower + margin), pull)
 
 

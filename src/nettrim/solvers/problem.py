@@ -1,11 +1,12 @@
 """A program made ready for the solvers: scaled to unit size, neuron-major, in both precisions.
 
-The solvers see X (samples, in) with largest entry one and bounds of unit size, stored (rows, samples) so that a
-neuron's samples are contiguous. Solver functions never write into these arrays.
+The solvers see X (samples, in) with entries and bounds up to one, scaled by powers of two, stored (rows, samples) so
+that a neuron's samples are contiguous. Solver functions never write into these arrays.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,12 +25,35 @@ class Design:
 
     inputs: Tensor  # (samples, in), working precision
     inputs_t: Tensor  # (in, samples) float64
+    total: Tensor  # (in, in) float64: X'X
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
+    dtype: torch.dtype  # of the program
     scale: float  # the program's inputs are `inputs` times this
     # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
     margin: float  # relative to eps
-    hard_margin: float  # absolute, in scaled units, of bounds that must hold exactly
+    hard_margin: float  # of bounds that must hold exactly, in units of a row's largest of 1 and |w|_2
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The products X w of float64 weights (rows, in), (rows, samples)."""
+        return weight @ self.inputs_t
+
+    def back(self, dual: Tensor) -> Tensor:
+        """The products X'r of float64 multipliers (rows, samples), (rows, in)."""
+        return dual @ self.inputs_t.T
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """Some samples (index), (count, in) float64."""
+        return self.inputs.index_select(0, samples).to(torch.float64)
+
+    def gram_of(self, chosen: Tensor) -> Tensor:
+        """X'X over the samples in the mask `chosen`; from the complement where that is smaller."""
+        count = int(chosen.sum())
+        if count <= len(chosen) // 2:
+            part = self.rows(chosen.nonzero()[:, 0])
+            return part.T @ part
+        part = self.rows((~chosen).nonzero()[:, 0])
+        return self.total - part.T @ part
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +117,10 @@ class Problem:
             penalty=self.penalty.rows(index),
         )
 
+    def cast(self, weight: Tensor) -> Tensor:
+        """Scaled weights as they will be after the cast to the program's dtype, in float64."""
+        return weight.to(self.design.dtype).to(torch.float64)
+
     def group_sum(self, values: Tensor) -> Tensor:
         return group_sums(values, self.groups, self.group_count)
 
@@ -110,17 +138,20 @@ def make_design(inputs: Tensor, precision: torch.dtype) -> Design:
 
     The ratio is small against the samples' sizes, so that z = X u rules ADMM's steps.
     """
-    scale = _largest(inputs)
+    scale = _power(_largest(inputs))
     inputs_t = inputs.T.to(torch.float64).contiguous() / scale
     gram = inputs_t @ inputs_t.T
     ratio = 0.01 * float((inputs_t**2).sum(dim=0).max()) or 1.0
-    gram.diagonal().add_(ratio)
+    damped = gram.clone()
+    damped.diagonal().add_(ratio)
     single = inputs.dtype == torch.float32
     return Design(
         inputs=inputs_t.T.to(precision).contiguous(),
         inputs_t=inputs_t,
-        inverse=torch.cholesky_inverse(torch.linalg.cholesky(gram)).to(precision),
+        total=gram,
+        inverse=torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(precision),
         ratio=ratio,
+        dtype=inputs.dtype,
         scale=scale,
         margin=1e-6 if single else 1e-10,
         hard_margin=2e-7 if single else 1e-13,
@@ -130,7 +161,7 @@ def make_design(inputs: Tensor, precision: torch.dtype) -> Design:
 def make_problem(program: Program, design: Design | None = None) -> Problem:
     """Scale and transpose a program; without a `design` its large products are in the inputs' precision."""
     design = design or make_design(program.inputs, program.inputs.dtype)
-    response_scale = max(_largest(program.lower), _largest(program.upper))
+    response_scale = _power(max(_largest(program.lower), _largest(program.upper)))
     lower = program.lower.T.to(torch.float64).contiguous() / response_scale
     upper = program.upper.T.to(torch.float64).contiguous() / response_scale
     exact = _exact(program).to(lower.device)
@@ -153,6 +184,11 @@ def make_problem(program: Program, design: Design | None = None) -> Problem:
         penalty=program.penalty.to(lower.new_zeros(())).rescaled(factor),
         response_scale=response_scale,
     )
+
+
+def _power(value: float) -> float:
+    """The next power of two: dividing by it rounds nothing, so a cast of scaled weights is the scaled cast."""
+    return 2.0 ** math.ceil(math.log2(value))
 
 
 def _largest(array: Tensor) -> float:

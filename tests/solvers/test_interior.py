@@ -1,0 +1,116 @@
+"""The interior-point method alone, on the programs it is there for, and on those it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nettrim.certificates import certify
+from nettrim.programs import Program
+from nettrim.programs.penalties import L1
+from nettrim.solvers import solve
+from nettrim.solvers.interior import Central, solve_interior
+from nettrim.solvers.polish import polish
+from nettrim.solvers.problem import Problem, make_problem
+
+TOLERANCE = 1e-5
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def program_of(
+    constraint: str = "distance", budget: str | int = "neuron", penalty: L1 | None = None, **how: float
+) -> Program:
+    inputs, weight = normal(80, 25, seed=1), normal(4, 25, seed=2)
+    responses = torch.relu(inputs @ weight.T)
+    how = how or {"epsilon": 0.1 * float(responses.norm())}
+    return Program.relu(inputs, responses, constraint=constraint, budget=budget, penalty=penalty or L1(), **how)
+
+
+def ends(program: Program) -> tuple[Problem, Central]:
+    problem = make_problem(program)
+    return problem, solve_interior(problem, TOLERANCE)
+
+
+def assert_certified(program: Program, problem: Problem, weight: torch.Tensor, dual: torch.Tensor) -> None:
+    certificate = certify(
+        program,
+        (weight * problem.weight_scale).to(program.inputs),
+        (dual * problem.dual_scale).to(program.inputs).T,
+    )
+    assert certificate.holds(TOLERANCE, feasibility=1e-9)
+
+
+@pytest.mark.parametrize("budget", ["layer", "neuron", 2])
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_every_budget(constraint: str, budget: str | int) -> None:
+    program = program_of(constraint, budget)
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_the_vertex_it_shows_is_optimal(constraint: str) -> None:
+    program = program_of(constraint)
+    problem, central = ends(program)
+    vertex = polish(problem, central.guess, TOLERANCE)
+    assert_certified(program, problem, vertex.weight, vertex.dual)
+    assert int((vertex.weight != 0).sum()) < vertex.weight.numel()
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_regularised(constraint: str) -> None:
+    program = program_of(constraint, regularization=0.7)
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+
+
+def test_costs_of_zero_and_infinity() -> None:
+    costs = torch.linspace(0.2, 3, 25, dtype=torch.float64)
+    costs[0], costs[5], costs[9] = 0.0, torch.inf, torch.inf
+    program = program_of(penalty=L1(costs=costs), epsilon=8.0)
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+    assert bool((central.found.weight[:, [5, 9]] == 0).all())
+
+
+def test_rows_of_very_different_size_share_a_budget() -> None:
+    inputs, weight = normal(60, 20, seed=3), normal(3, 20, seed=4)
+    responses = torch.relu(inputs @ (weight * torch.tensor([[1.0], [1e-3], [1e-6]])).T)
+    program = Program.relu(inputs, responses, 0.05 * float(responses.norm()), "strict")
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+
+
+def test_a_nearly_dead_neuron_in_single_precision() -> None:
+    """A response at 6 of 400 samples, the others bounded only from above."""
+    inputs = normal(400, 40, seed=5).abs().float()
+    weight = normal(1, 40, seed=6).float()
+    product = inputs @ weight.T
+    responses = torch.relu(product - product[:, 0].sort().values[-7])
+    for constraint in ("distance", "strict"):
+        program = Program.relu(inputs, responses, 0.05 * float(responses.norm()), constraint, budget="neuron")
+        problem, central = ends(program)
+        assert_certified(program, problem, central.found.weight, central.found.dual)
+
+
+def test_the_published_slack_of_a_cascade() -> None:
+    """V = W xhat: the dense weights sit on every bound, and more bounds are tight than there are weights."""
+    inputs, weight = normal(300, 30, seed=7).abs(), normal(6, 30, seed=8)
+    responses = torch.relu(inputs @ weight.T)
+    seen = inputs + 0.02 * normal(300, 30, seed=9)
+    product = seen @ weight.T
+    spent = torch.where(responses > 0, product - responses, 0.0).norm(dim=0)
+    program = Program.relu(seen, responses, 1.1 * spent, "strict", slack=product, budget="neuron")
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+    assert solve(program, TOLERANCE, initial=weight).certified
+
+
+def test_nothing_is_claimed_of_an_infeasible_program() -> None:
+    inputs = torch.cat([torch.ones(10, 1), torch.ones(10, 1)]).to(torch.float64)
+    responses = torch.cat([torch.ones(10, 1), torch.zeros(10, 1)]).to(torch.float64)
+    _, central = ends(Program.relu(inputs, responses, 1e-3, "strict"))
+    assert bool((central.found.objective == torch.inf).all())
