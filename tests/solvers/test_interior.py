@@ -21,11 +21,15 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 
 def program_of(
-    constraint: str = "distance", budget: str | int = "neuron", penalty: L1 | None = None, **how: float
+    constraint: str = "distance",
+    budget: str | int = "neuron",
+    penalty: L1 | None = None,
+    relative: float = 0.1,
+    **how: float,
 ) -> Program:
     inputs, weight = normal(80, 25, seed=1), normal(4, 25, seed=2)
     responses = torch.relu(inputs @ weight.T)
-    how = how or {"epsilon": 0.1 * float(responses.norm())}
+    how = how or {"epsilon": relative * float(responses.norm())}
     return Program.relu(inputs, responses, constraint=constraint, budget=budget, penalty=penalty or L1(), **how)
 
 
@@ -70,7 +74,7 @@ def test_regularised(constraint: str) -> None:
 def test_costs_of_zero_and_infinity() -> None:
     costs = torch.linspace(0.2, 3, 25, dtype=torch.float64)
     costs[0], costs[5], costs[9] = 0.0, torch.inf, torch.inf
-    program = program_of(penalty=L1(costs=costs), epsilon=8.0)
+    program = program_of(penalty=L1(costs=costs), relative=0.3)
     problem, central = ends(program)
     assert_certified(program, problem, central.found.weight, central.found.dual)
     assert bool((central.found.weight[:, [5, 9]] == 0).all())
