@@ -28,6 +28,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nettrim.errors import InputError, should
+from nettrim.files import atomic_write
 from nettrim.version import __version__
 
 MANIFEST = "checkpoint.json"
@@ -72,7 +73,7 @@ class Checkpoint:
             _sweep(path)
             if not (path / MANIFEST).exists():
                 _check_free(path)
-                _write(path / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+                atomic_write(path / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
             return cls(path, _compare(path, manifest))
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -103,7 +104,7 @@ class Checkpoint:
             {"unit": unit, "program": program, "record": json.dumps(record)},
         )
         try:
-            _write(self.directory / _file_name(unit), _MAGIC + hashlib.sha256(body).digest() + body)
+            atomic_write(self.directory / _file_name(unit), _MAGIC + hashlib.sha256(body).digest() + body)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
 
@@ -127,25 +128,6 @@ def digest_tensors(tensors: Mapping[str, Tensor | None]) -> str:
         if array.numel():
             sha.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all, and only return when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _sweep(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from nettrim.errors import InputError
 from nettrim.report import Report
+from nettrim.results import LayerResult
 
 
 def test_sparsity_counts_zeros_over_all_layers_skipped_ones_included(
@@ -84,6 +85,16 @@ def test_the_dictionary_survives_strict_json_and_comes_back(full: Report) -> Non
     assert back.to_dict() == full.to_dict()
     assert str(back) == str(full)
     assert back.layers[0].weight_before is None
+
+
+def test_every_field_of_a_layer_comes_back(report: Callable[..., Report], layer: Callable[..., Any]) -> None:
+    """Every field is given a value that is not its default, so that one that is dropped is seen."""
+    given = layer(distance=0.03, scheme="cascade", skipped="why")
+    back = Report.from_dict(report(given).to_dict()).layers[0]
+    for entry in fields(LayerResult):
+        if entry.name not in ("weight_before", "weight_after"):
+            assert getattr(given, entry.name) != entry.default, entry.name
+            assert getattr(back, entry.name) == getattr(given, entry.name), entry.name
 
 
 def test_what_json_has_no_word_for_becomes_null(report: Callable[..., Report], layer: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nettrim import saving
 from nettrim.errors import InputError, should
+from nettrim.files import atomic_write
 from nettrim.report import Report
 
 PAGE = "report.html"
@@ -44,13 +45,8 @@ def check_directory(directory: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError when it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, content)
     except OSError as error:
         got = f"{str(path)!r} ({error.strerror})"
         raise InputError(should("--output", "a file that can be written", got, "Choose another place.")) from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nettrim.errors import InputError, MissingExtraError, ModelError, should
+from nettrim.files import atomic_write
 from nettrim.gain.chain import Chain
 from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.onnx_file import check, first_line
@@ -46,7 +47,7 @@ def export_onnx(module: nn.Module, example: Any, path: str | os.PathLike[str] | 
     check(model, "the exported model")
     if path is not None:
         try:
-            Path(path).write_bytes(model.SerializeToString())
+            atomic_write(Path(path), model.SerializeToString())
         except OSError as error:
             raise InputError(should("path", "a place that can be written", f"'{path}' ({error.strerror})")) from error
     return model

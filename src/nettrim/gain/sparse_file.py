@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nettrim.errors import DataError, InputError, should
+from nettrim.files import atomic_write
 
 FORMAT = "nettrim-sparse-1"
 _KEY = "nettrim.sparse"
@@ -53,14 +54,10 @@ def save_sparse(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> 
     """Write tensors to a file, those with enough zeros as bit mask and values; returns its size in bytes."""
     data = sparse_bytes(tensors)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        atomic_write(path, data)
     except OSError as error:
         raise InputError(should("path", "a place that can be written", f"'{path}' ({error.strerror})")) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(data)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nettrim.errors import ModelError, should
+from nettrim.files import atomic_write
 from nettrim.models.onnx_file import check
 from nettrim.models.onnx_graph import sub_graphs
 from nettrim.models.onnx_import import onnx
@@ -42,18 +43,10 @@ def write_model(model: Any, path: str | os.PathLike[str], agrees: Callable[[Any]
     cleaned = clean(model)
     check(cleaned, repr(path.name))
     data = cleaned.SerializeToString()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        agrees(onnx.load_model_from_string(temporary.read_bytes()))
-        temporary.replace(path)
+        atomic_write(path, data, lambda written: agrees(onnx.load_model_from_string(written.read_bytes())))
     except OSError as error:
         raise ModelError(should("path", "a place that can be written", f"{str(path)!r}: {error.strerror}")) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _clean_graph(graph: Any) -> None:
