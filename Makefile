@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types contract lowest bench-solver check clean
+.PHONY: help setup demo test lint format types contract lowest bench-solver bench-robustness check clean
 
 # Threads that wait must not spin: on a shared machine they take the cores from the threads that work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev,cli,report,onnx,solvers,demo,experiments,ray
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 # The stamp's name holds a checksum of what decides the environment: it is built again only when that changes.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -56,8 +57,11 @@ lowest: setup ## run the quick tests on the lower bounds of all dependencies but
 		-e ".[cli,report,onnx,solvers,demo,experiments]" pytest pytest-xdist hypothesis
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default -m "not slow and not browser and not ray" $(PYTEST_ARGS)
 
-bench-solver: setup ## time the solver beside general ones
-	$(BIN)/python benchmarks/solver.py
+bench-solver: setup ## time the solver beside general ones; hours, resumed where it was stopped
+	$(BIN)/python benchmarks/solver.py $(BENCH_ARGS)
+
+bench-robustness: setup ## 2,000 generated programs, some of them hopeless
+	$(BIN)/python benchmarks/robustness.py --count 2000 --summary $(BENCH_ARGS)
 
 check: lint types contract test ## all checks
 

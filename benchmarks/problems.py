@@ -1,17 +1,22 @@
-"""The benchmark's problems: layers of networks trained here, on MNIST (NETTRIM_DATA) or scikit-learn's digits."""
+"""The benchmark's problems: layers of networks trained here, on MNIST (NETTRIM_DATA) or scikit-learn's digits.
+
+The first neurons of a layer stand for all: hidden neurons are exchangeable, their weights are drawn alike.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 import nettrim
-from nettrim.experiments.mnist import Images, has_mnist, load_digits_instead, load_mnist
+from nettrim.experiments.mnist import Images, cache_folder, has_mnist, load_digits_instead, load_mnist
 from nettrim.programs import Program
 from nettrim.solvers import solve
 
@@ -22,20 +27,26 @@ GAMMA = 1.1  # how much a cascade's tolerance is inflated over the dense weights
 class Case:
     """A layer's program with a feasible start."""
 
-    name: str
     layer: str
     constraint: str
     epsilon: str  # as printed
     budget: str
     program: Program
     initial: Tensor
-    compete: bool = False  # whether general solvers and the published ADMM run on it too
+    spare: tuple[Program, Tensor] | None = None  # a live neuron that is not in the program, to tune others on
 
     @property
     def live(self) -> Tensor:
         """Mask of the neurons that respond to some sample."""
-        responses = torch.nan_to_num(self.program.lower, neginf=0.0, posinf=0.0).abs().amax(dim=0)
-        return responses > 0
+        return _responds(self.program)
+
+    def of(self, neurons: Tensor) -> Case:
+        """The case of some of its neurons, whose budgets should be their own."""
+        return replace(self, program=self.program.rows(neurons), initial=self.initial[neurons])
+
+
+def _responds(program: Program) -> Tensor:
+    return torch.nan_to_num(program.lower, neginf=0.0, posinf=0.0).abs().amax(dim=0) > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,7 @@ class Net:
     weights: list[Tensor]
     inputs: list[Tensor]
     responses: list[Tensor]
+    accuracy: float  # on the test images
 
 
 def images() -> Images:
@@ -54,25 +66,22 @@ def images() -> Images:
 
 
 def train(data: Images, hidden: tuple[int, ...], samples: int, fit: int, epochs: int, seed: int = 0) -> Net:
-    """Adam, 128 a batch, on the first `fit` images; the layers' samples are the first `samples`."""
-    torch.manual_seed(seed)
+    """Adam, 128 a batch, on the first `fit` images; the layers' samples are the first `samples`.
+
+    The weights are kept in the user's cache, for runs that are resumed.
+    """
     sizes = (data.train.shape[1], *hidden, 10)
-    linears = [nn.Linear(before, after) for before, after in pairwise(sizes)]
-    parameters = [parameter for linear in linears for parameter in linear.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=1e-3)
-
-    def forward(x: Tensor) -> Tensor:
-        for linear in linears[:-1]:
-            x = torch.relu(linear(x))
-        return linears[-1](x)
-
     fit = min(fit, len(data.train))
-    for _ in range(epochs):
-        for batch in torch.randperm(fit).split(128):
-            loss = functional.cross_entropy(forward(data.train[batch]), data.train_labels[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    path = cache_folder() / "benchmarks" / f"{'-'.join(map(str, sizes))}-{fit}x{epochs}-seed{seed}.safetensors"
+    torch.manual_seed(seed)
+    linears = [nn.Linear(before, after) for before, after in pairwise(sizes)]
+    model = nn.Sequential(*[module for linear in linears for module in (linear, nn.ReLU())][:-1])
+    if path.exists():
+        model.load_state_dict(load_file(path))
+    else:
+        _fit(model, data, fit, epochs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), path)
     weights, inputs, responses = [], [], []
     x = data.train[:samples]
     for index, linear in enumerate(linears):
@@ -81,7 +90,29 @@ def train(data: Images, hidden: tuple[int, ...], samples: int, fit: int, epochs:
         product = inputs[-1] @ weights[-1].T
         x = product if index == len(linears) - 1 else torch.relu(product)
         responses.append(x)
-    return Net("-".join(map(str, sizes)), weights, inputs, responses)
+    with torch.no_grad():
+        accuracy = float((model(data.test).argmax(dim=1) == data.test_labels).double().mean())
+    return Net("-".join(map(str, sizes)), weights, inputs, responses, accuracy)
+
+
+def _fit(model: nn.Module, data: Images, fit: int, epochs: int) -> None:
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(fit).split(128):
+            loss = functional.cross_entropy(model(data.train[batch]), data.train_labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+
+@lru_cache
+def net(name: str) -> Net:
+    """ "small": 784-300-300-10; "deep": 784-300-1000-300-10; both on 60,000 images, P = 8,000. "digits": 64-300-300-10
+    on scikit-learn's digits."""
+    if name == "digits":
+        return train(load_digits_instead(), (300, 300), 1500, 1500, 40, seed=1)
+    hidden, seed = {"small": ((300, 300), 0), "deep": ((300, 1000, 300), 2)}[name]
+    return train(images(), hidden, 8000, 60_000, 10, seed)
 
 
 def with_ones(x: Tensor) -> Tensor:
@@ -93,21 +124,28 @@ def layer_case(
     layer: int,
     relative: float,
     constraint: str,
-    budget: str,
-    rows: int,
+    budget: str = "neuron",
+    rows: int = 64,
     samples: int | None = None,
-    compete: bool = False,
 ) -> Case:
-    """`rows` neurons of a layer, tolerance `relative` times the responses' norm (of each neuron, or jointly)."""
-    inputs, responses = net.inputs[layer][:samples], net.responses[layer][:samples, :rows]
-    norms = responses.double().norm(dim=0)
-    epsilon = relative * (norms if budget == "neuron" else norms.norm())
+    """The first `rows` neurons of a layer, tolerance `relative` times the responses' norm (each neuron's, or joint)."""
+    inputs, weight = net.inputs[layer][:samples], net.weights[layer]
+    responses = net.responses[layer][:samples]
     linear = layer == len(net.weights) - 1
-    build: Callable[..., Program] = Program.linear if linear else Program.relu
-    program = build(inputs, responses, epsilon, constraint=constraint, budget=budget)
-    layer_name = f"{net.name}, layer {layer + 1}" + (" (linear)" if linear else "")
-    name = f"{layer_name}, {constraint}, {relative:g}, {budget}, P = {len(inputs)}"
-    return Case(name, layer_name, constraint, f"{relative:g}", budget, program, net.weights[layer][:rows], compete)
+
+    def program(neurons: Tensor) -> Program:
+        some = responses[:, neurons]
+        norms = some.double().norm(dim=0)
+        epsilon = relative * (norms if budget == "neuron" else norms.norm())
+        build: Callable[..., Program] = Program.linear if linear else Program.relu
+        return build(inputs, some, epsilon, constraint=constraint, budget=budget)
+
+    rows = min(rows, len(weight))
+    others = rows + (responses[:, rows:] != 0).any(dim=0).nonzero()[:1, 0]
+    spare = (program(others), weight[others]) if len(others) else None
+    first = torch.arange(rows)
+    name = f"{net.name}, layer {layer + 1}" + (" (linear)" if linear else "")
+    return Case(name, constraint, f"{relative:g}", budget, program(first), weight[:rows], spare)
 
 
 def cascade_case(net: Net, inputs: Tensor, layer: int, variant: str, rows: int) -> Case:
@@ -133,10 +171,29 @@ def cascade_case(net: Net, inputs: Tensor, layer: int, variant: str, rows: int) 
         budget="neuron",
     )
     what = "distance" if variant == "distance" else f"strict, {variant} slack"
-    name = f"{net.name}, layer {layer + 1}, cascade, {what}, P = {len(inputs)}"
-    return Case(name, f"{net.name}, layer {layer + 1}", f"cascade, {what}", f"gamma {GAMMA}", "neuron", program, weight)
+    return Case(f"{net.name}, layer {layer + 1}", f"cascade, {what}", f"gamma {GAMMA}", "neuron", program, weight)
 
 
+def exact_case(net: Net, layer: int, dtype: torch.dtype, rows: int = 16, samples: int = 200) -> Case:
+    """Epsilon zero (N eq. 8) on few samples; responses computed in `dtype`, since rounding is all the room there is."""
+    inputs, weight = net.inputs[layer][:samples].to(dtype), net.weights[layer][:rows].to(dtype)
+    program = Program.relu(inputs, torch.relu(inputs @ weight.T), 0.0, constraint="strict", budget="neuron")
+    name = f"{net.name}, layer {layer + 1}, {str(dtype).removeprefix('torch.')}"
+    return Case(name, "strict", "0", "neuron", program, weight)
+
+
+def regularised_case(case: Case) -> Case:
+    """The same layer with lambda (N eq. 11) near the multipliers of its balls, so that answers are much alike."""
+    assert case.program.epsilon is not None
+    live = case.live.nonzero()[:8, 0]
+    rough = solve(case.program.rows(live), 1e-2, initial=case.initial[live])
+    ratios = rough.dual.double().norm(dim=0) / (2 * case.program.epsilon[case.program.groups[live]])
+    strength = float(f"{float(ratios.median()):.1g}")  # rounded, so that it is the same whatever found it
+    program = replace(case.program, epsilon=None, regularization=strength)
+    return replace(case, program=program, epsilon=f"lambda {strength:.3g}", budget="none", spare=None)
+
+
+@lru_cache
 def trimmed_inputs(net: Net, layer: int, samples: int = 1000) -> Tensor:
     """What a trimmed `layer` hands on: solved roughly on the first `samples`, since only its output matters here."""
     inputs, responses = net.inputs[layer], net.responses[layer]

@@ -1,89 +1,246 @@
-"""Solvers that one can install, on single neurons: CPU seconds in the solver itself, accuracy by our certificate."""
+"""Solvers that one can install, on single neurons: CPU seconds in the solver itself, accuracy by our certificate.
+
+Each gets the program in the smallest conic or quadratic form, scaled as ours is, through its own interface, since
+modelling layers add variables and time. With u the weights, t >= |u|, A the samples whose responses are points y and I
+those with an upper bound v only:
+
+    minimise 1't   subject to   ||(A u - y, e)|| <= eps,  I u - e <= v     (distance; strict: without e)
+
+and with lambda the sum of squares, as variables of its own, in the objective (N eq. 11).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import clarabel
+import numpy as np
+import osqp
+import scs
 import torch
-from cvxpy.reductions.solvers.solving_chain import SolvingChain
+from measure import TOLERANCE, in_child
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
 
 from nettrim.certificates import certify
 from nettrim.programs import Program
-from nettrim.solvers import Cvxpy, solve_lp
+from nettrim.solvers import solve_lp
+from nettrim.solvers.presolve import presolve
+from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.repair import make_feasible
+
+Vector = NDArray[np.float64]
+_CUTS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 0.0)  # entries below this share of the largest are tried as zeros
+_ONE_NEURON = 0  # row of a program of one neuron
 
 
-@contextmanager
-def solver_clock() -> Iterator[list[float]]:
-    """Collects the CPU seconds of every call of a solver by CVXPY: without modelling, without our own repair."""
-    seconds: list[float] = []
-    original = SolvingChain.solve_via_data
+class Form:
+    """One neuron's program in matrices."""
 
-    def timed(self: Any, *arguments: Any, **options: Any) -> Any:
-        began = time.process_time()
-        try:
-            return original(self, *arguments, **options)
-        finally:
-            seconds.append(time.process_time() - began)
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        reduced = presolve(program)
+        assert reduced.program is not None, "a live neuron has something to solve"
+        self.columns = reduced.columns
+        self.problem: Problem = make_problem(reduced.program, make_design(reduced.program.inputs, torch.float64))
+        lower, upper = self.problem.lower[0].numpy(), self.problem.upper[0].numpy()
+        self.points = np.flatnonzero(lower == upper)
+        self.sides = np.flatnonzero((lower != upper) & np.isfinite(upper))
+        assert not np.isfinite(lower[self.sides]).any(), "ReLU and linear layers have no lower bounds but points"
+        x = self.problem.inputs_t.T.numpy()
+        self.at_points, self.at_sides = sparse.csc_matrix(x[self.points]), sparse.csc_matrix(x[self.sides])
+        self.target, self.bound = upper[self.points], upper[self.sides]
+        self.size = x.shape[1]
+        self.excess = len(self.sides) if self.problem.soft is None else 0  # variables e
 
-    SolvingChain.solve_via_data = timed
-    try:
-        yield seconds
-    finally:
-        SolvingChain.solve_via_data = original
+    @cached_property
+    def cone(self) -> tuple[sparse.csc_matrix, Vector, Vector, int, int]:
+        """(A, b, c, nonnegative rows, rows of the second-order cone) of A x + s = b, x = (u, t, e)."""
+        assert self.problem.epsilon is not None
+        one = sparse.identity(self.size, format="csc")
+        e = sparse.identity(self.excess, format="csc")
+        side = [self.at_sides, None, -e] if self.excess else [self.at_sides, None]
+        blocks = [[one, -one], [-one, -one], side, [sparse.csc_matrix((1, self.size)), None], [-self.at_points, None]]
+        if self.excess:
+            blocks = [[*row, None] if len(row) == 2 else row for row in blocks]
+            blocks.append([None, None, -e])
+        epsilon = float(self.problem.epsilon[_ONE_NEURON])
+        right = [np.zeros(2 * self.size), self.bound, [epsilon], -self.target, np.zeros(self.excess)]
+        linear = 2 * self.size + len(self.sides)
+        costs = np.r_[np.zeros(self.size), np.ones(self.size), np.zeros(self.excess)]
+        matrix = sparse.bmat(blocks, format="csc")
+        return matrix, np.concatenate(right), costs, linear, matrix.shape[0] - linear
+
+    @cached_property
+    def quadratic(self) -> tuple[sparse.csc_matrix, Vector, sparse.csc_matrix, Vector, Vector]:
+        """(P, q, A, l, u) of x'P x / 2 + q'x, l <= A x <= u, x = (u, t, residuals, e)."""
+        assert self.problem.regularization is not None
+        one, count = sparse.identity(self.size, format="csc"), len(self.points)
+        residual, e = sparse.identity(count, format="csc"), sparse.identity(self.excess, format="csc")
+        blocks = [[one, -one, None, None], [-one, -one, None, None], [self.at_points, None, -residual, None]]
+        blocks.append([self.at_sides, None, None, -e if self.excess else sparse.csc_matrix((len(self.sides), 0))])
+        matrix = sparse.bmat(blocks, format="csc")
+        squares = 2 * self.problem.regularization * np.ones(count + self.excess)
+        curvature = sparse.diags(np.r_[np.zeros(2 * self.size), squares], format="csc")
+        costs = np.r_[np.zeros(self.size), np.ones(self.size), np.zeros(count + self.excess)]
+        low = np.r_[np.full(2 * self.size, -np.inf), self.target, np.full(len(self.sides), -np.inf)]
+        return curvature, costs, matrix, low, np.r_[np.zeros(2 * self.size), self.target, self.bound]
+
+    def judge(self, u: Vector, at_points: Vector, at_sides: Vector) -> dict[str, Any]:
+        """Gap and violation of the weights as they came and of the best repair of them, and that repair's nonzeros."""
+        r = torch.zeros(1, self.problem.inputs.shape[0], dtype=torch.float64)
+        r[0, torch.as_tensor(self.points)] = torch.as_tensor(at_points)
+        r[0, torch.as_tensor(self.sides)] = torch.as_tensor(at_sides)
+        weight, dual = torch.as_tensor(u)[None], r.T * self.problem.dual_scale
+        raw = certify(self.program, self._unscaled(weight), dual)
+        best, nonzeros, inside = float("inf"), int((weight != 0).sum()), float("nan")
+        for cut in _CUTS:
+            point = make_feasible(self.problem, torch.where(weight.abs() <= cut * weight.abs().max(), 0.0, weight))
+            if point is None:
+                continue
+            told = certify(self.program, self._unscaled(point), dual)
+            if told.gap < 0.5 * best:
+                best, nonzeros, inside = told.gap, int((point != 0).sum()), told.violation
+        return {
+            "raw_gap": raw.gap,
+            "raw_violation": raw.violation,
+            "repaired_gap": best,
+            "repaired_violation": inside,
+            "accuracy": min(max(abs(raw.gap), raw.violation), best),
+            "nonzeros": nonzeros,
+        }
+
+    def _unscaled(self, weight: Tensor) -> Tensor:
+        whole = weight.new_zeros(self.program.shape)
+        whole[:, self.columns] = weight * self.problem.weight_scale
+        return whole
+
+    def read_cone(self, x: Vector, y: Vector) -> dict[str, Any]:
+        start, cone = 2 * self.size, 2 * self.size + len(self.sides)
+        points = y[cone + 1 : cone + 1 + len(self.points)]
+        return self.judge(x[: self.size], points, -y[start:cone])
+
+    def read_quadratic(self, x: Vector, y: Vector) -> dict[str, Any]:
+        start = 2 * self.size
+        middle = start + len(self.points)
+        return self.judge(x[: self.size], -y[start:middle], -y[middle:])
 
 
-def ladder(name: str, limit: float) -> list[dict[str, Any]]:
-    """Settings from loose to tight: a rival is charged only for the loosest one that reaches the accuracy."""
-    steps = (1e-4, 1e-5, 1e-6, 1e-7)
-    if name == "SCS":
-        return [{"eps_abs": s, "eps_rel": s, "max_iters": 10**6, "time_limit_secs": limit} for s in steps]
-    if name == "OSQP":
-        return [{"eps_abs": s, "eps_rel": s, "max_iter": 10**6, "time_limit": limit, "polish": False} for s in steps]
-    return [{"tol_gap_abs": s, "tol_gap_rel": s, "tol_feas": s, "time_limit": limit} for s in (1e-5, 1e-7)]
-
-
-def race(name: str, program: Program, neurons: list[int], tolerance: float, limit: float) -> dict[str, Any]:
-    """Mean CPU seconds a neuron of the loosest settings within `tolerance`, and the worst accuracy reached."""
-    seconds, accuracies, nonzeros = [], [], []
-    for neuron in neurons:
-        part = program.rows(torch.tensor([neuron]))
-        spent, accuracy, size = 0.0, float("inf"), 0
-        for options in ladder(name, limit):
-            with solver_clock() as clock:
-                solution = Cvxpy(name, **options).solve(part, tolerance)
-            spent = clock[0] if clock else float("nan")  # further calls, after a failure, are not charged
-            told = solution.certificate
-            accuracy = max(abs(told.gap), told.violation)
-            size = int((solution.weight != 0).sum())
-            if accuracy <= tolerance or spent >= 0.4 * limit:
-                break
-        seconds.append(spent)
-        accuracies.append(accuracy)
-        nonzeros.append(size)
-    return {
-        "neurons": len(neurons),
-        "seconds": sum(seconds) / len(seconds),
-        "accuracy": max(accuracies),
-        "reached": max(accuracies) <= tolerance,
-        "nonzeros": sum(nonzeros) / len(nonzeros),
-    }
-
-
-def race_lp(program: Program, neurons: list[int]) -> dict[str, Any]:
-    """HiGHS on the program with epsilon zero."""
-    part = program.rows(torch.tensor(neurons))
+def run_scs(form: Form, eps: float) -> dict[str, Any]:
+    """SCS with its Anderson acceleration, as it comes but for the tolerance."""
+    matrix, right, costs, linear, cone = form.cone
     began = time.process_time()
-    answer = solve_lp(part)
+    solver = scs.SCS(
+        {"A": matrix, "b": right, "c": costs}, {"l": linear, "q": [cone]},
+        eps_abs=eps, eps_rel=eps, max_iters=10**6, verbose=False,
+    )  # fmt: skip
+    told = solver.solve()
     spent = time.process_time() - began
-    told = certify(part, answer.weight, answer.dual)
-    accuracy = max(abs(told.gap), told.violation)
+    return {"seconds": spent, "iterations": told["info"]["iter"]} | form.read_cone(told["x"], told["y"])
+
+
+def run_clarabel(form: Form, eps: float) -> dict[str, Any]:
+    """Clarabel as it comes; `eps` is its own default."""
+    matrix, right, costs, linear, cone = form.cone
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    began = time.process_time()
+    cones = [clarabel.NonnegativeConeT(linear), clarabel.SecondOrderConeT(cone)]
+    nothing = sparse.csc_matrix((len(costs), len(costs)))
+    told = clarabel.DefaultSolver(nothing, costs, matrix, right, cones, settings).solve()
+    spent = time.process_time() - began
+    return {"seconds": spent, "iterations": told.iterations} | form.read_cone(np.array(told.x), np.array(told.z))
+
+
+def run_osqp(form: Form, eps: float) -> dict[str, Any]:
+    """OSQP as it comes but for the tolerance."""
+    curvature, costs, matrix, low, high = form.quadratic
+    began = time.process_time()
+    solver = osqp.OSQP()
+    solver.setup(curvature, costs, matrix, low, high, eps_abs=eps, eps_rel=eps, max_iter=10**6, verbose=False)
+    told = solver.solve()
+    spent = time.process_time() - began
+    return {"seconds": spent, "iterations": told.info.iter} | form.read_quadratic(told.x, told.y)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """How a solver is run, and its settings from loose to tight; one setting: the solver's defaults."""
+
+    run: Callable[[Form, float], dict[str, Any]]
+    ladder: tuple[float, ...]
+
+
+_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7)
+RIVALS = {
+    "SCS": Rival(run_scs, _STEPS),
+    "Clarabel": Rival(run_clarabel, (1e-8,)),
+    "OSQP": Rival(run_osqp, _STEPS),
+}
+
+
+def race(name: str, program: Program, neurons: list[int], limit: float) -> dict[str, Any]:
+    """Each neuron at the loosest setting that our certificate finds within the tolerance; only that run is charged.
+
+    The first neuron finds the setting, the others start from it and are tightened where they need it. A run of more
+    than `limit` CPU seconds is stopped and charged with these.
+    """
+    rival = RIVALS[name]
+    rung, runs = len(rival.ladder) // 2, []
+    for index, neuron in enumerate(neurons):
+        form = Form(program.rows(torch.tensor([neuron])))
+        tried: dict[int, dict[str, Any]] = {}
+
+        def attempt(step: int, form: Form = form, tried: dict[int, dict[str, Any]] = tried) -> bool:
+            told = in_child(lambda: rival.run(form, rival.ladder[step]), limit)
+            if told.value is None:
+                told_why = {"exceeded": told.exceeded, "error": told.error}
+                tried[step] = {"seconds": limit, "accuracy": float("inf"), "nonzeros": 0} | told_why
+            else:
+                tried[step] = told.value | {"exceeded": False}
+            return tried[step]["accuracy"] <= TOLERANCE
+
+        reached = attempt(rung)
+        while not reached and rung + 1 < len(rival.ladder) and not tried[rung]["exceeded"]:
+            rung += 1
+            reached = attempt(rung)
+        while index == 0 and reached and rung > 0 and rung - 1 not in tried and attempt(rung - 1):
+            rung -= 1
+        runs.append({"neuron": neuron, "setting": rival.ladder[rung], "reached": reached} | tried[rung])
+    return _summary(runs)
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "neurons": len(neurons),
-        "seconds": spent / len(neurons),
-        "accuracy": accuracy,
-        "reached": accuracy <= 1e-4,
-        "nonzeros": float((answer.weight != 0).sum()) / len(neurons),
+        "runs": runs,
+        "neurons": [run["neuron"] for run in runs],
+        "seconds": sum(run["seconds"] for run in runs) / len(runs),
+        "at_least": not all(run["reached"] for run in runs),
+        "accuracy": max(run["accuracy"] for run in runs),
+        "reached": sum(run["reached"] for run in runs),
     }
+
+
+def race_lp(program: Program, neurons: list[int], limit: float) -> dict[str, Any]:
+    """HiGHS on the program with epsilon zero."""
+
+    def run(neuron: int) -> dict[str, Any]:
+        part = program.rows(torch.tensor([neuron]))
+        began = time.process_time()
+        answer = solve_lp(part)
+        spent = time.process_time() - began
+        told = certify(part, answer.weight, answer.dual)
+        accuracy = max(abs(told.gap), told.violation)
+        return {"seconds": spent, "accuracy": accuracy, "nonzeros": int((answer.weight != 0).sum())}
+
+    runs = []
+    for neuron in neurons:
+        told = in_child(lambda neuron=neuron: run(neuron), limit)
+        entry = told.value or {"seconds": limit, "accuracy": float("inf"), "nonzeros": 0}
+        runs.append({"neuron": neuron, "reached": entry["accuracy"] <= TOLERANCE, "exceeded": told.exceeded} | entry)
+    return _summary(runs)

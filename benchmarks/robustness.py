@@ -1,9 +1,11 @@
 """Robustness of `solve`: generated programs, each in a worker process with a time limit.
 
-    python benchmarks/robustness.py --count 2000 [--first 0] [--limit 20] [--json FILE]
+    python benchmarks/robustness.py --count 2000 [--first 0] [--seeds N ...] [--limit 30] [--log FILE]
 
 Reports crashes, hangs, answers that their certificate does not back, feasible programs left uncertified, and infeasible
-ones without a proof. The exit status is 1 if there were crashes, hangs, unbacked answers or false proofs.
+ones without a proof. With --log every seed's verdict is kept, and a run that was stopped goes on where it was; the
+summary goes to benchmarks/results/robustness.json with --summary. The exit status is 1 if there were crashes, hangs,
+unbacked answers or false proofs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import collections
 import json
 import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +22,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "solvers"))
 
 SERIOUS = ("crash", "hang", "unbacked", "false proof")
+MEANINGS = {
+    "crash": "raised, or ended the process",
+    "hang": "not done within the limit",
+    "unbacked": "claimed feasible or certified, and its certificate does not say so",
+    "false proof": "called infeasible although the dense weights are feasible",
+    "no proof": "infeasible on purpose, and not proved so",
+    "violated": "feasible, and ended without a feasible point, as its status says",
+    "uncertified": "feasible point, gap above the tolerance, as its status says",
+    "undecided": "unknown whether feasible (rounding decides), and neither certified nor proved infeasible",
+    "fine": "certified, or proved infeasible where nothing is feasible",
+}
+RESULT = Path(__file__).resolve().parent / "results" / "robustness.json"
 
 
 def judge(seed: int, tolerance: float, most: int) -> tuple[str, str, float]:
@@ -80,6 +95,15 @@ def _work(connection, tolerance: float, most: int) -> None:
         connection.send(judge(seed, tolerance, most))
 
 
+def _processor_seconds(pid: int | None) -> float:
+    """CPU seconds of a process, so that other work is not taken for a hang; seconds where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.perf_counter()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Worker:
     """A process that judges seeds one by one; killed and started again when it hangs or dies."""
 
@@ -96,10 +120,10 @@ class Worker:
 
     def judge(self, seed: int, limit: float) -> tuple[str, str, float]:
         self.connection.send(seed)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor_seconds(self.process.pid)
         patience = limit + (60 if self.fresh else 0)  # the first answer waits for imports
         verdict = None
-        while verdict is None and time.perf_counter() - began < patience:
+        while verdict is None and _processor_seconds(self.process.pid) - used < patience:
             if self.connection.poll(0.2):
                 try:
                     verdict = self.connection.recv()
@@ -125,25 +149,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds for one program")
+    parser.add_argument("--seeds", type=int, nargs="+", help="exactly these, instead of `count` from `first` on")
+    parser.add_argument("--limit", type=float, default=30.0, help="CPU seconds for one program")
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--most", type=int, default=60, help="largest number of samples and inputs")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--log", type=Path, help="one line of JSON a seed; seeds that are in it are not run again")
+    parser.add_argument("--summary", action="store_true", help=f"write {RESULT.name} for the report")
     options = parser.parse_args()
+    seeds = options.seeds or list(range(options.first, options.first + options.count))
+    known = {}
+    if options.log and options.log.exists():
+        known = {entry["seed"]: entry for entry in map(json.loads, options.log.read_text().splitlines())}
     worker = Worker(options.tolerance, options.most)
-    verdicts: collections.Counter[str] = collections.Counter()
-    found, slowest = [], (0.0, "")
-    for seed in range(options.first, options.first + options.count):
+    entries = []
+    for seed in seeds:
+        if seed in known:
+            entries.append(known[seed])
+            continue
         verdict, note, seconds = worker.judge(seed, options.limit)
-        verdicts[verdict] += 1
-        slowest = max(slowest, (seconds, f"seed {seed}: {note}"))
+        entries.append({"seed": seed, "verdict": verdict, "seconds": round(seconds, 3), "note": note})
+        if options.log:
+            with options.log.open("a") as stream:
+                stream.write(json.dumps(entries[-1]) + "\n")
         if verdict != "fine":
-            found.append({"seed": seed, "verdict": verdict, "seconds": round(seconds, 3), "note": note})
             print(f"{verdict:12} seed {seed} {seconds:6.2f} s  {note}", flush=True)
     worker.stop()
-    print(f"\n{dict(verdicts)}; slowest {slowest[0]:.2f} s ({slowest[1]})")
-    if options.json:
-        options.json.write_text(json.dumps({"verdicts": dict(verdicts), "found": found}, indent=1))
+    verdicts = collections.Counter(entry["verdict"] for entry in entries)
+    slowest = max(entries, key=lambda entry: entry["seconds"])
+    print(f"\n{dict(verdicts)}; slowest {slowest['seconds']:.2f} s (seed {slowest['seed']}: {slowest['note']})")
+    if options.summary:
+        found = [entry for entry in entries if entry["verdict"] != "fine"]
+        told = {"count": len(seeds), "limit": options.limit, "verdicts": verdicts, "meanings": MEANINGS, "found": found}
+        RESULT.write_text(json.dumps(told, indent=1) + "\n")
     return int(any(verdicts[verdict] for verdict in SERIOUS))
 
 

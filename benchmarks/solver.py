@@ -1,251 +1,228 @@
-"""The solver beside general ones and the published ADMM: same problems, same machine, same run, CPU time.
+"""The solver beside general ones and the published ADMM: same programs, same machine, same process, CPU time.
 
-    python benchmarks/solver.py [--full] [--limit SECONDS] [--rows 64]
+    python benchmarks/solver.py [--list] [--only PATTERN ...] [--rows 64] [--limit 300] [--rival-limit 60] [--again]
 
-Writes benchmarks/results/solver.json, solver.md, solver.svg and the table in docs/benchmarks.md. The networks are
-trained here, on MNIST where NETTRIM_DATA names a folder with it, on scikit-learn's digits otherwise. When the limit of
-wall-clock seconds has passed, what is left is skipped, and named.
+Every finished measurement goes to benchmarks/results/solver/CASE.json; a run that was stopped goes on where it was.
+What was measured with other code of the solver, or with another --rows, is measured again; rivals are not. The page
+docs/benchmarks.md and its figures are written from the files after each case, or alone with --report. The networks are
+trained here, on MNIST where NETTRIM_DATA names a folder with it, on scikit-learn's digits otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+import fnmatch
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
-from problems import Case, Net, cascade_case, images, layer_case, load_digits_instead, train, trimmed_inputs
+from cases import Entry, catalogue, scaling
+from measure import TOLERANCE, Answer, fingerprint, in_child, ours, unit, work
+from problems import Case, images
 from published_admm import PublishedAdmm, best_rho
 from rivals import race, race_lp
-from solver_report import write
+from solver_report import RESULTS, write
 
-from nettrim.solvers import Status, solve
-
-TOLERANCE = 1e-4
-EPSILONS = (0.02, 0.05, 0.15)
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+_TUNING = 4  # a rival's search for its settings may take this many times its limit
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """One solve at default settings."""
-    began = time.process_time()
-    solution = solve(case.program, TOLERANCE, initial=case.initial)
-    seconds = time.process_time() - began
-    live = case.live
-    count = int(live.sum())
-    states = [state for state, alive in zip(solution.status, live.tolist(), strict=True) if alive]
-    sizes = (solution.weight != 0).sum(dim=1)[live].double()
-    columns = int((case.program.inputs != 0).any(dim=0).sum())
-    return {
-        "rows": case.program.shape[0],
-        "live": count,
-        "columns": columns,
-        "samples": case.program.samples,
-        "seconds": seconds / max(1, count),
-        "total": seconds,
-        "certified": sum(state.certified for state in states) / max(1, count),
-        "feasible": sum(state.feasible for state in states) / max(1, count),
-        "dense": sum(state is Status.DENSE for state in states),
-        "gap": solution.certificate.gap,
-        "violation": solution.certificate.violation,
-        "gemms": solution.gemms,
-        "iterations": solution.iterations,
-        "nonzeros": float(sizes.mean()) if count else 0.0,
-        "nonzeros_initial": float((case.initial != 0).sum(dim=1)[live].double().mean()) if count else 0.0,
-        "dual_norm": float(solution.dual.double().norm(dim=0)[live].median()) if count else 0.0,
-    }
+class Record:
+    """What is known of a case, on disk after every measurement."""
+
+    def __init__(self, name: str) -> None:
+        self.path = RESULTS / "solver" / f"{name}.json"
+        self.data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"name": name}
+
+    def set(self, key: str, value: Any) -> None:
+        self.data[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text(json.dumps(self.data, indent=1) + "\n")
+        partial.replace(self.path)
 
 
-def compete(case: Case, ours: dict[str, Any], full: bool, limit: float) -> dict[str, Any]:
-    """The rivals on the first live neurons, and the published ADMM on the first 8 (all with --full)."""
-    neurons = case.live.nonzero()[:, 0].tolist()
-    few = neurons[: 4 if full else 1]
-    rivals = {"SCS": race("SCS", case.program, few, TOLERANCE, limit)}
-    rivals["Clarabel"] = race("CLARABEL", case.program, neurons[:1], TOLERANCE, limit)
-    batch = torch.tensor(neurons if full else neurons[:8])
-    part = case.program.rows(batch)
-    factors = (0.2, 1.0, 4.0, 16.0, 64.0) if full else (1.0, 4.0, 16.0)
-    rho = best_rho(part, case.initial[batch], factors)
-    outcome = PublishedAdmm(rho, 2000).solve(part, TOLERANCE)
-    good = outcome.accuracy <= TOLERANCE
-    rivals["published ADMM"] = {
-        "neurons": len(batch),
-        "seconds": outcome.seconds / len(batch),
-        "accuracy": float(outcome.accuracy.max()),
-        "reached": bool(good.all()),
-        "certified": float(good.double().mean()),
-        "nonzeros": float(outcome.nonzeros.double().mean()),
-        "iterations": outcome.iterations,
-    }
-    for rival in rivals.values():
-        rival["ratio"] = rival["seconds"] / ours["seconds"]
-    return rivals
+class Run:
+    """One case: its measurements, those that are on disk left out."""
+
+    def __init__(self, entry: Entry, options: argparse.Namespace) -> None:
+        self.entry, self.options, self.record = entry, options, Record(entry.name)
+
+    @cached_property
+    def case(self) -> Case:
+        return self.entry.build()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"solver": fingerprint(), "rows": self.options.rows}
+
+    def missing(self) -> list[str]:
+        """The parts that are still to be measured."""
+        data = self.record.data
+        if self.options.rivals:
+            return [name for name in self.entry.rivals if name not in data.get("rivals", {}) or self.options.again]
+        fresh = data.get("state") == self.state and not self.options.again
+        parts = [] if fresh and "ours" in data else ["ours"]
+        rivals = data.get("rivals", {})
+        late = [name for name in self.entry.rivals if name not in rivals or self.options.again]
+        if self.entry.rivals and (parts or late or "after" not in data):
+            late.append("after")
+        counted = ["work"] if self.entry.counted and (parts or "work" not in data) else []
+        return parts + late + counted
+
+    def measure(self) -> None:
+        missing, data = self.missing(), self.record.data
+        if not missing:
+            return
+        self._describe()
+        if "ours" in missing:
+            for part in ("after", "work", "alone"):
+                data.pop(part, None)
+            self._own("ours", ours)
+        for name in self.entry.rivals:
+            if name in missing:
+                self.record.set("rivals", data.get("rivals", {}) | {name: self._rival(name)})
+        if "after" in missing:
+            self._own("alone", lambda case: ours(case.of(torch.tensor(self._few()))))
+            self._own("after", ours)
+        if "work" in missing:
+            self._own("work", work)
+        if not self.options.rivals:
+            self.record.set("state", self.state)
+
+    def _describe(self) -> None:
+        case = self.case
+        told = {key: getattr(case, key) for key in ("layer", "constraint", "epsilon", "budget")}
+        live = case.live
+        told |= {
+            "rows": case.program.shape[0],
+            "live": int(live.sum()),
+            "inputs": int((case.program.inputs != 0).any(dim=0).sum()),
+            "samples": case.program.samples,
+            "dense": float((case.initial != 0).sum(dim=1)[live].double().mean()),
+        }
+        for key, value in told.items():
+            self.record.set(key, value)
+
+    def _own(self, part: str, task: Callable[[Case], Any]) -> None:
+        case = self.case
+        self.record.set(f"unit_{part}", unit())
+        self.record.set(part, _told(in_child(lambda: task(case), self.options.limit), self.options.limit))
+
+    def _few(self) -> list[int]:
+        """The neurons that slow rivals get: spread over the live ones."""
+        live = self.case.live.nonzero()[:, 0].tolist()
+        count = min(self.entry.neurons, len(live))
+        return [live[(2 * index + 1) * len(live) // (2 * count)] for index in range(count)]
+
+    def _rival(self, name: str) -> dict[str, Any]:
+        limit, program = self.options.rival_limit, self.case.program
+        before = {"unit": unit(), "limit": limit}
+        if name == "HiGHS":
+            return race_lp(program, self._few(), limit) | before
+        if name == "published ADMM":
+            return _published(self.case, limit) | before
+        return race(name, program, self._few(), limit) | before
 
 
-def regularised(case: Case, ours: dict[str, Any], limit: float) -> tuple[Case, dict[str, Any], dict[str, Any]]:
-    """The same layer with lambda (N eq. 11) near the multipliers of its balls, beside OSQP."""
-    assert case.program.epsilon is not None
-    live = case.live
-    strength = ours["dual_norm"] / (2 * float(case.program.epsilon[case.program.groups][live].median()))
-    program = replace(case.program, epsilon=None, regularization=strength)
-    other = replace(case, name=f"{case.layer}, regularised, lambda {strength:.3g}", program=program, epsilon="lambda")
-    result = measure(other)
-    osqp = race("OSQP", program, live.nonzero()[:1, 0].tolist(), TOLERANCE, limit)
-    osqp["ratio"] = osqp["seconds"] / result["seconds"]
-    return other, result, {"OSQP": osqp}
+def _published(case: Case, limit: float) -> dict[str, Any]:
+    """All live neurons at once, as ours; rho found on a neuron that is not among them."""
+    live = case.live.nonzero()[:, 0]
+    program, initial = case.spare or (case.of(live[:1]).program, case.initial[live[:1]])
+    rho = in_child(lambda: best_rho(program, initial), _TUNING * limit).value
+    if rho is None:
+        return {"seconds": limit, "at_least": True, "error": "no rho found"}
+    admm = PublishedAdmm(rho, limit=_TUNING * limit)
+
+    def run() -> dict[str, Any]:
+        told = admm.solve(case.program.rows(live), TOLERANCE)
+        good = told.accuracy <= TOLERANCE
+        return {
+            "seconds": told.seconds / len(live),
+            "accuracy": float(told.accuracy.max()),
+            "violation": float(told.violation.max()),
+            "reached": int(good.sum()),
+            "at_least": not bool(good.all()),
+            "iterations": told.iterations,
+            "nonzeros": float(told.nonzeros.double().mean()),
+        }
+
+    answer = in_child(run, 3 * _TUNING * limit)  # its checks are not charged, but take time
+    return _told(answer, limit) | {"rho": rho, "neurons": live.tolist()}
 
 
-def exact(net: Net, layer: int, rows: int) -> tuple[Case, dict[str, Any], dict[str, Any]]:
-    """Epsilon zero on few samples: our default against HiGHS alone."""
-    case = layer_case(net, layer, 0.0, "strict", "neuron", rows, samples=200)
-    result = measure(case)
-    highs = race_lp(case.program, case.live.nonzero()[:4, 0].tolist())
-    highs["ratio"] = highs["seconds"] / result["seconds"]
-    return case, result, {"HiGHS": highs}
+def _told(answer: Answer, limit: float) -> Any:
+    if answer.value is not None:
+        return answer.value
+    return {"seconds": limit, "at_least": True, "exceeded": answer.exceeded, "error": answer.error}
 
 
-def cases(net: Net, other: Net, rows: int, full: bool) -> Iterator[Case]:
-    """The most telling first: when the limit cuts, it cuts the end."""
-    first, second = 0, 1
-    everyone = 10**6
-    yield layer_case(net, second, 0.05, "distance", "neuron", rows, compete=True)
-    yield layer_case(net, second, 0.05, "strict", "neuron", rows, compete=True)
-    yield layer_case(net, first, 0.05, "distance", "neuron", rows, compete=True)
-    yield layer_case(net, first, 0.05, "strict", "neuron", rows, compete=full)
-    for constraint in ("distance", "strict"):
-        yield layer_case(net, second, 0.05, constraint, "layer", rows)
-        yield layer_case(net, second, 0.05, constraint, "neuron", rows, samples=200)
-    trimmed = trimmed_inputs(net, first)
-    for variant in ("distance", "positive", "published"):
-        yield cascade_case(net, trimmed, second, variant, rows)
-    for constraint in ("distance", "strict"):
-        for layer in range(2):
-            yield layer_case(other, layer, 0.05, constraint, "neuron", rows)
-    for layer in (second, first):
-        for epsilon in (0.15, 0.02):
-            for constraint in ("distance", "strict"):
-                yield layer_case(net, layer, epsilon, constraint, "neuron", rows)
-    for constraint in ("distance", "strict"):
-        yield layer_case(net, first, 0.05, constraint, "neuron", rows, samples=400)
-        yield layer_case(net, first, 0.05, constraint, "layer", rows)
-    yield layer_case(net, len(net.weights) - 1, 0.05, "distance", "neuron", everyone)
+def measure_scaling(kind: str, options: argparse.Namespace) -> None:
+    """Two solves a size, of which the faster counts."""
+    record = Record(f"scaling-{kind}")
+    state = {"solver": fingerprint()}
+    points = record.data.get("points", []) if record.data.get("state") == state and not options.again else []
+    record.set("state", state)
+    for size, build in scaling(kind):
+        if any(point["size"] == size for point in points):
+            continue
+        case = build()
+        seconds = [
+            _told(in_child(lambda case=case: ours(case), options.limit), options.limit)["seconds"] for _ in range(2)
+        ]
+        points.append({"size": size, "live": int(case.live.sum()), "seconds": min(seconds)})
+        record.set("points", points)
 
 
-def scaling(net: Net, kind: str) -> list[dict[str, float]]:
-    """CPU time of layer 2 against neurons or samples over a 16-fold range; distance, .05."""
-    points = []
-    available = len(net.inputs[1])
-    for step in range(5):
-        rows, samples = (16 << step, available // 4) if kind == "M" else (64, available >> (4 - step))
-        if kind == "M" and rows > net.weights[1].shape[0]:
-            break
-        result = measure(layer_case(net, 1, 0.05, "distance", "neuron", rows, samples=samples))
-        points.append({"size": float(rows if kind == "M" else samples), "seconds": result["total"]})
-    return points
-
-
-def slope(points: list[dict[str, float]]) -> float:
-    """Least-squares exponent in log-log."""
-    xs = [math.log(point["size"]) for point in points]
-    ys = [math.log(point["seconds"]) for point in points]
-    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
-    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / sum((x - mx) ** 2 for x in xs)
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all rows, deeper nets, more rivals; hours")
-    parser.add_argument("--quick", action="store_true", help="the default")
-    parser.add_argument("--limit", type=float, default=None, help="wall-clock seconds (300; none with --full)")
-    parser.add_argument("--rows", type=int, default=64, help="neurons of a layer, without --full")
-    parser.add_argument("--note", default="", help="a sentence on the state of the machine, for the report")
-    arguments = parser.parse_args()
-    full = arguments.full
+    parser.add_argument("--list", action="store_true", help="name the cases and what is missing of each")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names, with * and ?")
+    parser.add_argument("--rows", type=int, default=64, help="neurons of a layer")
+    parser.add_argument("--limit", type=float, default=300.0, help="CPU seconds of one measurement of ours")
+    parser.add_argument("--rival-limit", type=float, default=60.0, help="CPU seconds of one neuron of a rival")
+    parser.add_argument("--rivals", action="store_true", help="measure only what does not depend on our solver")
+    parser.add_argument("--again", action="store_true", help="measure anew what is on disk")
+    parser.add_argument("--report", action="store_true", help="write the page from what is on disk, measure nothing")
+    options = parser.parse_args()
+    if any(os.environ.get(name) != "1" for name in _THREADS):  # libraries read these when they are loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict.fromkeys(_THREADS, "1"))
     torch.set_num_threads(1)
-    limit = arguments.limit or (math.inf if full else 300.0)
-    began = time.monotonic()
-    rows = 10**6 if full else arguments.rows
-    data, digits = images(), load_digits_instead()
-    fit, epochs = (60_000, 10) if full else (10_000, 6)
-    net = train(data, (300, 300), 8000, fit, epochs)
-    other = train(digits, (300, 300), 1500, 1500, 40, seed=1)
-    result: dict[str, Any] = {
-        "mode": "full" if full else "quick",
-        "data": data.source.name,
-        "note": arguments.note,
-        "torch": torch.__version__,
-        "cases": [],
-        "scaling": {},
-        "skipped": [],
-    }
+    runs = [Run(entry, options) for entry in catalogue(options.rows)]
+    runs = [run for run in runs if any(fnmatch.fnmatch(run.entry.name, pattern) for pattern in options.only)]
+    kinds = [kind for kind in "PM" if any(fnmatch.fnmatch(f"scaling-{kind}", pattern) for pattern in options.only)]
+    if options.list:
+        for run in runs:
+            print(f"{run.entry.name:32} {', '.join(run.missing()) or 'done'}")
+        print("\n".join(f"scaling-{kind}" for kind in kinds))
+        return 0
+    if not options.report:
+        about = Record("about")
+        about.set("data", images().source.name)
+        about.set("torch", torch.__version__)
+        for run in runs:
+            run.measure()
+            print(_line(run.record.data), flush=True)
+            write()
+            run.__dict__.pop("case", None)  # its arrays
+        for kind in kinds if not options.rivals else ():
+            measure_scaling(kind, options)
+    write()
+    return 0
 
-    def left() -> float:
-        return limit - (time.monotonic() - began)
 
-    def record(case: Case, ours: dict[str, Any], rivals: dict[str, Any]) -> None:
-        entry = {key: getattr(case, key) for key in ("name", "layer", "constraint", "epsilon", "budget")}
-        result["cases"].append(entry | {"ours": ours, "rivals": rivals})
-        write(result)
-        print(f"{case.name}: {ours['seconds']:.4f} s, certified {ours['certified']:.4f}", flush=True)
-        for name, rival in rivals.items():
-            print(f"    {name}: {rival['seconds']:.3f} s, {rival['accuracy']:.1e}, {rival['ratio']:.1f} x", flush=True)
-
-    def run(case: Case, until: float = 0.0) -> None:
-        if left() <= until:
-            result["skipped"].append(case.name)
-            return
-        record(case, measure(case), {})
-
-    def run_beside(case: Case) -> None:
-        """Ours before and after the rivals, so that a drift of the machine shows."""
-        if left() <= 0:
-            result["skipped"].append(f"rivals on {case.name}")
-            return
-        ours = measure(case)
-        rivals = compete(case, ours, full, 600.0 if full else min(40.0, max(5.0, left() / 4)))
-        again = measure(case)
-        mean = (ours["seconds"] + again["seconds"]) / 2
-        for rival in rivals.values():
-            rival["ratio"] *= ours["seconds"] / mean
-        ours |= {"seconds": mean, "seconds_before_and_after": [ours["seconds"], again["seconds"]]}
-        record(case, ours, rivals)
-
-    reserved = 0.0 if full else 0.45 * limit  # for scaling and rivals
-    raced = []
-    for case in cases(net, other, rows, full):
-        if case.compete:
-            raced.append(case)
-        else:
-            run(case, reserved)
-    run_beside(raced[0])
-    for kind in ("M", "P"):
-        if left() > 0:
-            points = scaling(net, kind)
-            result["scaling"][kind] = {"points": points, "slope": slope(points)}
-            print(f"time ~ {kind}^{slope(points):.2f}", flush=True)
-        else:
-            result["skipped"].append(f"time against {kind}")
-    if left() > 0:
-        record(*exact(net, 1, 16))
-    else:
-        result["skipped"].append("epsilon 0, HiGHS")
-    for case in raced[1:]:
-        run_beside(case)
-    if left() > 0:
-        record(*regularised(raced[0], measure(raced[0]), 600.0 if full else 30.0))
-    else:
-        result["skipped"].append("regularised form, OSQP")
-    if full and data.source.name == "MNIST":
-        deep = train(data, (300, 1000, 300), 8000, fit, epochs, seed=2)
-        for layer in range(3):
-            for constraint in ("distance", "strict"):
-                run(layer_case(deep, layer, 0.05, constraint, "neuron", rows))
-    else:
-        result["skipped"].append("784-300-1000-300-10 (only with --full, on MNIST)")
-    write(result)
+def _line(data: dict[str, Any]) -> str:
+    parts = [data["name"]]
+    if own := data.get("ours"):
+        parts.append(f"{own['seconds'] / max(1, data['live']):.4f} s a neuron")
+        parts.append(f"{own['certified']} of {data['live']} certified" if "certified" in own else "not finished")
+    parts += [f"{name} {rival['seconds']:.2f} s" for name, rival in data.get("rivals", {}).items()]
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
