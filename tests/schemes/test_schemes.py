@@ -10,7 +10,7 @@ from torch import nn
 
 from nettrim.certificates.network import link_normalize, theorem_1, theorem_2
 from nettrim.executors.local import LocalExecutor
-from nettrim.layerwise import trim_layer
+from nettrim.layerwise import Means, trim_layer
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.recipe import Recipe
 from nettrim.schemes import run_schemes
@@ -222,7 +222,7 @@ def test_kappa_without_a_cascade_is_noted():
     model, data = chain(0)
     _, outcome = run(model, data, kappa=0.5)
     assert "kappa has no effect" in outcome.result.notes[0]
-    work = partial(trim_layer, device="cpu")
+    work = partial(trim_layer, means=Means("cpu"))
     network = TorchNetwork(model, data)
     outcome = trim_network(
         network, [data], [], Recipe(epsilon=0.2, kappa=0.9, scheme="cascade"), work, LocalExecutor(1), quiet

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nettrim.models.store import SampleStore
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -79,6 +81,14 @@ class Network(Protocol):
 
         `first` is the number of the first batch, where these are some of several: what is drawn depends on it.
         """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Every stored tensor by its name, with the present weights."""
+        ...
+
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the network's memory budget."""
         ...
 
     def outputs(self, batches: Sequence[object]) -> Tensor:

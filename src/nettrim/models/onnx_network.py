@@ -146,6 +146,11 @@ class OnnxNetwork:
         """The model with its present weights as `save` writes it, a ModelProto."""
         return clean(self.model)
 
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the memory budget; its files go with `close`."""
+        self._stores.append(SampleStore(self.memory_budget))
+        return self._stores[-1]
+
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the present weights, in the order of the batches.
 
@@ -156,8 +161,7 @@ class OnnxNetwork:
         when a layer's answers cannot be reproduced from its weight.
         """
         sites = [self._find(name) for name in dict.fromkeys(names)]
-        store = SampleStore(self.memory_budget)
-        self._stores.append(store)
+        store = self.new_store()
         collector = Collector(sites, [self._layer(site) for site in sites], Positions(self.positions, self.seed), store)
         part = Part(self.model, [value for site in sites for value in values_of(site)], threads=self.threads)
         for number, batch in enumerate(self._normalised(batches), first):

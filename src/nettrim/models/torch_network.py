@@ -19,7 +19,7 @@ from nettrim.models.running import deep_copy, evaluating, example_trace, first_o
 from nettrim.models.selection import select
 from nettrim.models.state import load_into, restore, state_of
 from nettrim.models.statistics import Norm, norms_of, reestimate, stale_after
-from nettrim.models.store import SampleStore
+from nettrim.models.store import Rows, SampleStore
 from nettrim.models.structure import discover
 from nettrim.models.unfold import matrix_of, weight_of
 from nettrim.models.weights import Trimmable, check_finite, weights_of, with_bias
@@ -134,6 +134,11 @@ class TorchNetwork:
         """Put back a state taken from a network of the same structure; ModelError when it does not fit."""
         restore(self.module, tensors)
 
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the memory budget; its files go with `close`."""
+        self._stores.append(SampleStore(self.memory_budget))
+        return self._stores[-1]
+
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the network's present weights, in the order of the batches.
 
@@ -144,8 +149,7 @@ class TorchNetwork:
         """
         layers = [self._find(name) for name in dict.fromkeys(names)]
         self._refresh(max((use.node for layer in layers for use in layer.uses), default=-1))
-        store = SampleStore(self.memory_budget)
-        self._stores.append(store)
+        store = self.new_store()
         collector = Collector(self._structure.trace, layers, Positions(self.positions, self.seed), store)
         with evaluating(self.module, self.seed):
             collect(self.module, self._normalised(batches), collector, first)
@@ -154,7 +158,7 @@ class TorchNetwork:
     def outputs(self, batches: Sequence[object]) -> Tensor:
         """The first output tensor ("logits" where there is one), (samples, ...), on the CPU."""
         self._refresh()
-        found = []
+        found = Rows()
         with evaluating(self.module, self.seed), torch.no_grad():
             for index, batch in enumerate(self._normalised(batches)):
                 try:
@@ -162,7 +166,7 @@ class TorchNetwork:
                 except Exception as error:
                     raise refusal(self.module, batch, error, index) from error
                 found.append(first_output(result).cpu())
-        return torch.cat(found)
+        return torch.cat(found.parts())
 
     def update(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         """Replace a layer's weight (out, in), and its bias unless None, in place."""

@@ -19,6 +19,7 @@ from nettrim.recipe import Recipe
 from nettrim.results import LayerResult, Listener, NetworkResult, TrimResult
 from nettrim.schemes.run import Trimmer, run_schemes
 
+_ROWS = 4096  # compared at a time
 _ROUNDING = 8  # units in the last place that a layer's sums may be off, relative to the output's norm
 
 
@@ -82,9 +83,12 @@ def trim_network(
 
 def relative_discrepancy(before: Tensor, after: Tensor) -> float:
     """||after - before|| / ||before|| in float64; absolute where `before` is zero (A eq. 29)."""
-    reference = before.detach().to(torch.float64)
-    difference = float((after.detach().to(torch.float64) - reference).norm())
-    norm = float(reference.norm())
+    squares = torch.zeros(2, dtype=torch.float64)
+    for new, old in zip(after.detach().split(_ROWS), before.detach().split(_ROWS), strict=True):
+        reference = old.to(torch.float64)
+        squares[0] += (new.to(torch.float64) - reference).square().sum().cpu()
+        squares[1] += reference.square().sum().cpu()
+    difference, norm = squares.sqrt().tolist()
     return difference / norm if norm > 0 else difference
 
 
