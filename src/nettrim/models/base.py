@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nettrim.certificates.graph import Flow
 from nettrim.models.store import SampleStore
 
 
@@ -73,6 +74,14 @@ class Network(Protocol):
         Plain: each layer reads exactly the previous layer's responses (through reshapes and
         evaluation-mode dropout only), the last one's responses are the network's output. The
         network bounds hold for these.
+        """
+        ...
+
+    @property
+    def flow(self) -> Flow | str:
+        """How an error travels from the layers to the output where there is no chain, or why no bound can follow it.
+
+        Layers that are not trimmed may be part of it; their `Skipped` then has the weight.
         """
         ...
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nettrim.certificates.graph import Flow
 from nettrim.errors import DataError, InputError, ModelError, near, should
 from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
@@ -128,6 +129,11 @@ class OnnxNetwork:
     def input_names(self) -> tuple[str, ...]:
         """The graph's inputs, in order: the names that batches given as dictionaries use."""
         return tuple(value.name for value in self._inputs)
+
+    @property
+    def flow(self) -> Flow | str:
+        """Why no bound follows what is not a chain."""
+        return "the network is not a plain chain of layers, and ONNX graphs are followed no further"
 
     def plan(self) -> dict[str, Any]:
         """Empty: a written file holds its own structure."""

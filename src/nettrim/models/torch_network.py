@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nettrim.certificates.graph import Flow
 from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
@@ -89,7 +90,8 @@ class TorchNetwork:
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Layers with weights that are left as they are."""
-        chain = self._structure.chain or ()
+        flow = self.flow
+        needed = {*(self.chain or ()), *(() if isinstance(flow, str) else flow.repeats)}  # for their norms
         return tuple(
             Skipped(
                 name=left.name,
@@ -97,7 +99,7 @@ class TorchNetwork:
                 shape=tuple(weight.shape),
                 reason=left.reason,
                 nonzeros=int(torch.count_nonzero(weight)),
-                weight=matrix_of(plain(weight), left.geometry) if left.name in chain else None,
+                weight=matrix_of(plain(weight), left.geometry) if left.name in needed else None,
             )
             for left in self._structure.left
             for weight in (self.module.get_parameter(left.parameter),)
@@ -120,6 +122,13 @@ class TorchNetwork:
         """The module with its present weights, and statistics that belong to them."""
         self._refresh()
         return self.module
+
+    @property
+    def flow(self) -> Flow | str:
+        """How an error travels from the layers to the first output, or why no bound can follow it."""
+        if self._statistics is not None:
+            return "statistics of BatchNorm that are re-estimated change what stands between the layers"
+        return self._structure.flow
 
     def plan(self) -> dict[str, Any]:
         """What was changed in the module's structure, to be replayed by `load_into`; plain JSON values."""
