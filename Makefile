@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types contract lowest bench-solver bench-robustness check clean
+.PHONY: help setup demo test lint format types contract lowest bench-solver bench-robustness bench-scale bench-kill bench-ray check clean
 
 # Threads that wait must not spin: on a shared machine they take the cores from the threads that work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -62,6 +62,15 @@ bench-solver: setup ## time the solver beside general ones; hours, resumed where
 
 bench-robustness: setup ## 2,000 generated programs, some of them hopeless
 	$(BIN)/python benchmarks/robustness.py --count 2000 --summary $(BENCH_ARGS)
+
+bench-scale: setup ## fit the cost model of docs/scale.md and try it on larger blocks
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py
+
+bench-kill: setup ## kill and resume 30 trims at random moments
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_loop.py
+
+bench-ray: setup ## overhead of two Ray workers over two threads and one process, on a quiet machine
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_overhead.py
 
 check: lint types contract test ## all checks
 

@@ -47,7 +47,8 @@ def test_commands_and_options_exist(document: Path) -> None:
     verbs: dict[str, Any] = main.get_command(pytest.importorskip("nettrim.cli").app).commands
     for call in calls:
         assert call[1] in verbs, f"{document.name}: nettrim {call[1]}"
-        options = {option for parameter in verbs[call[1]].params for option in parameter.opts} | {"--help"}
+        parameters = verbs[call[1]].params
+        options = {"--help", *(word for p in parameters for word in (*p.opts, *p.secondary_opts))}
         for word in call[2:]:
             if word.startswith("-"):
                 assert word in options, f"{document.name}: {' '.join(call)}"

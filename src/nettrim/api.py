@@ -115,6 +115,7 @@ def trim(
     executor: Executor | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
+    memory_budget: int | None = None,
     seed: int = 0,
     progress: bool | Listener = True,
     recipe: Recipe | None = None,
@@ -133,6 +134,8 @@ def trim(
     executor: where layers and blocks of neurons are solved; None: threads of this process.
     checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
     device: where programs are solved.
+    memory_budget: bytes that the samples of a layer and a solver's working arrays may take, beside the model, the data
+    and what a layer answers; samples beyond half of it go to files.
     progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.
     recipe: all options as one value; keyword options that are not at their defaults override it.
     The other options are those of `nettrim.Recipe`. N Algorithms 1 and 2.
@@ -161,9 +164,11 @@ def trim(
         "seed": seed,
     }
     recipe = _recipe(recipe, options)
+    if not (memory_budget is None or (isinstance(memory_budget, int) and memory_budget >= 1)):
+        raise InputError(should("memory_budget", "None or a number of bytes >= 1", repr(memory_budget)))
     source = open_source(model)
     samples = read_samples(source, data, recipe.holdout if holdout is None else holdout, recipe)
-    network = build_network(source, samples, recipe, device)
+    network = build_network(source, samples, recipe, device, None if memory_budget is None else memory_budget // 2)
     store = None
     if checkpoint is None and isinstance(executor, Shard):
         cure = "Give a directory that all shares can write to."
@@ -177,7 +182,7 @@ def trim(
                 samples.calibration,
                 samples.heldout,
                 recipe,
-                LayerWork(device),
+                LayerWork(device, memory_budget),
                 executor or LocalExecutor(1 if _is_gpu(device) else None),
                 listener,
                 store,
@@ -232,7 +237,11 @@ def read_samples(source: Any, data: Any, holdout: Any, recipe: Recipe) -> Sample
 
 
 def build_network(
-    source: Any, samples: Samples, recipe: Recipe, device: str | torch.device | None = None
+    source: Any,
+    samples: Samples,
+    recipe: Recipe,
+    device: str | torch.device | None = None,
+    memory_budget: int | None = None,
 ) -> TorchNetwork | OnnxNetwork:
     """What `open_source` returned as layers that can be trimmed, as the recipe wants it."""
     if isinstance(source, nn.Module):
@@ -244,6 +253,7 @@ def build_network(
             positions=recipe.positions,
             seed=recipe.seed,
             device=device,
+            memory_budget=memory_budget,
             statistics=samples.calibration if recipe.batchnorm == "reestimate" else None,
         )
     from nettrim.models.onnx_network import OnnxNetwork  # noqa: PLC0415  # an extra
@@ -252,7 +262,12 @@ def build_network(
         cure = "Re-estimate in the framework that wrote the file."
         raise RecipeError(should("batchnorm", "'fold' for an ONNX file", repr(recipe.batchnorm), cure))
     return OnnxNetwork(
-        source, targets=recipe.targets, ignore=recipe.ignore, positions=recipe.positions, seed=recipe.seed
+        source,
+        targets=recipe.targets,
+        ignore=recipe.ignore,
+        positions=recipe.positions,
+        seed=recipe.seed,
+        memory_budget=memory_budget,
     )
 
 

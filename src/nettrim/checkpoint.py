@@ -34,6 +34,7 @@ from nettrim.version import __version__
 MANIFEST = "checkpoint.json"
 _FORMAT = 1
 _MAGIC = b"nettrim\x01"
+_PIECE = 1 << 24  # bytes that are hashed at a time
 _SHOWN = 3  # differences named in a message
 
 Identity = Mapping[str, Mapping[str, Any]]  # "model", "data" and "recipe", each as names and plain values
@@ -123,11 +124,20 @@ def digest_tensors(tensors: Mapping[str, Tensor | None]) -> str:
         if tensor is None:
             sha.update(f"{name} none\n".encode())
             continue
-        array = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        if array.numel():
-            sha.update(memoryview(array.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for part in _pieces(tensor.detach()):
+            sha.update(memoryview(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor's entries in order, in pieces small enough to be copied."""
+    if tensor.numel() * tensor.element_size() <= _PIECE or len(tensor) == 1 == tensor.ndim:
+        yield from (tensor,) if tensor.numel() else ()
+    elif len(tensor) == 1:
+        yield from _pieces(tensor[0])
+    else:
+        yield from (piece for half in tensor.tensor_split(2) for piece in _pieces(half))
 
 
 def _sweep(path: Path) -> None:

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import torch
 
-from nettrim.models.store import SampleStore
+from nettrim.models.store import Rows, SampleStore
 
 
 def filled(store, dtype=torch.float32):
@@ -54,3 +54,12 @@ def test_the_budget_is_for_all_tensors_together(tmp_path):
     first.append(torch.zeros(50))
     second.append(torch.zeros(50))
     assert set(store.paths) == {"b"} and store.used == 200
+
+
+def test_rows_in_slabs_are_the_rows(monkeypatch):
+    monkeypatch.setattr("nettrim.models.store._SLAB", 64)
+    for shape in ((), (3,), (2, 2), (0,)):
+        rows, given = Rows(), [torch.randn(count, *shape) for count in (1, 5, 0, 2, 40, 3)]
+        for part in given:
+            rows.append(part)
+        assert torch.equal(torch.cat(rows.parts()), torch.cat(given))

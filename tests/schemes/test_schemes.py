@@ -10,7 +10,7 @@ from torch import nn
 
 from nettrim.certificates.network import link_normalize, theorem_1, theorem_2
 from nettrim.executors.local import LocalExecutor
-from nettrim.layerwise import trim_layer
+from nettrim.layerwise import Means, trim_layer
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.recipe import Recipe
 from nettrim.schemes import run_schemes
@@ -190,20 +190,28 @@ def test_a_failing_layer_is_named():
     assert "'2'" in caught.value.__notes__[0]
 
 
-def test_a_network_that_is_no_chain_has_no_bound_and_says_why():
+@pytest.mark.parametrize("times", [False, True])
+def test_a_network_that_is_no_chain_has_the_bound_of_its_graph_or_says_why_not(times):
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
             self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 3)
 
         def forward(self, x):
-            return self.one(x).relu() + self.two(x).relu()
+            one, two = self.one(x).relu(), self.two(x).relu()
+            return one * two if times else one + two
 
     torch.manual_seed(0)
-    _, outcome = run(Branches(), torch.randn(30, 4), epsilon=0.1)
+    model, data = Branches(), torch.randn(30, 4)
+    _, outcome = run(model, data, epsilon=0.1)
     result = outcome.result.network
-    assert result.bound is None and "chain" in result.bound_reason
     assert math.isfinite(result.discrepancy)
+    if times:
+        assert result.bound is None and "`mul`" in result.bound_reason
+        return
+    errors = sum(layer.distance for layer in outcome.layers)  # those of the two sides of a sum add up
+    assert result.bound == pytest.approx(errors / float(model(data).detach().norm()), rel=1e-3)
+    assert result.discrepancy <= result.bound
 
 
 @pytest.mark.parametrize("ignore", ["0", "2", "4"])
@@ -222,7 +230,7 @@ def test_kappa_without_a_cascade_is_noted():
     model, data = chain(0)
     _, outcome = run(model, data, kappa=0.5)
     assert "kappa has no effect" in outcome.result.notes[0]
-    work = partial(trim_layer, device="cpu")
+    work = partial(trim_layer, means=Means("cpu"))
     network = TorchNetwork(model, data)
     outcome = trim_network(
         network, [data], [], Recipe(epsilon=0.2, kappa=0.9, scheme="cascade"), work, LocalExecutor(1), quiet

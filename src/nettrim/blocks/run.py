@@ -60,21 +60,26 @@ class Blocks:
     recipe: Recipe
     store: Checkpoint | None = None
 
-    def run(self, layers: Sequence[Layer], capture: Capture) -> Iterator[LayerOutcome]:
+    def run(
+        self, layers: Sequence[Layer], capture: Capture, give: Callable[[str], None] = lambda name: None
+    ) -> Iterator[LayerOutcome]:
         """Outcomes in order of completion; layers with a joint budget in several parts come last, one by one.
 
-        `capture` makes a layer's task; it is asked only for layers with a block to solve here, as late as may be.
+        `capture` makes a layer's task; it is asked only for layers with a block to solve here, as late as may be. For
+        others that are not finished `give` does what other shares need for theirs.
         Raises `Unfinished` where blocks of other shares are missing.
         """
         desks = self._desks(layers)
         away: list[_Desk] = []
-        yield from self._side_by_side([desk for desk in desks if not desk.joint], capture, away)
+        yield from self._side_by_side([desk for desk in desks if not desk.joint], capture, give, away)
         for desk in desks:
             if desk.joint:
-                yield from self._in_rounds(desk, capture, away)
+                yield from self._in_rounds(desk, capture, give, away)
         yield from self._others(away)
 
-    def _side_by_side(self, desks: Sequence[_Desk], capture: Capture, away: list[_Desk]) -> Iterator[LayerOutcome]:
+    def _side_by_side(
+        self, desks: Sequence[_Desk], capture: Capture, give: Callable[[str], None], away: list[_Desk]
+    ) -> Iterator[LayerOutcome]:
         """Layers whose blocks are independent; those that wait for other shares go to `away`."""
         ready: list[_Desk] = []
         sent: dict[int, tuple[_Desk, int]] = {}
@@ -93,6 +98,8 @@ class Blocks:
                         sent[count] = (desk, part.number)
                         count += 1
                         yield part
+                else:
+                    give(desk.layer.name)
                 if len(self._own(desk)) < len(desk.missing):
                     away.append(desk)
 
@@ -106,7 +113,9 @@ class Blocks:
         while ready:
             yield self._merged(ready.pop(0))
 
-    def _in_rounds(self, desk: _Desk, capture: Capture, away: list[_Desk]) -> Iterator[LayerOutcome]:
+    def _in_rounds(
+        self, desk: _Desk, capture: Capture, give: Callable[[str], None], away: list[_Desk]
+    ) -> Iterator[LayerOutcome]:
         """A layer with joint budgets in several parts."""
         self._look(desk)
         if self._own(desk):
@@ -123,6 +132,8 @@ class Blocks:
             together = {number: desk.joint[number] for number in own if number in desk.joint}
             for number, outcome in rounds.run(task, piece, together, program):
                 self._finish(desk, number, outcome, Done(worker(), 1))
+        elif desk.missing:
+            give(desk.layer.name)
         if desk.missing:
             away.append(desk)
         else:

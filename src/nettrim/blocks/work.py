@@ -18,6 +18,7 @@ from nettrim.layerwise import (
     Answer,
     LayerOutcome,
     LayerTask,
+    Means,
     Priced,
     Shares,
     land,
@@ -66,13 +67,21 @@ class Done:
 
 @dataclass(frozen=True)
 class LayerWork:
-    """Trims layers, and blocks of them; `device` is where programs are solved. A plain value: it travels."""
+    """Trims layers, and blocks of them. A plain value: it travels.
+
+    `device` is where programs are solved, `memory_budget` the bytes of a solver's working arrays.
+    """
 
     device: str | torch.device | None = None
+    memory_budget: int | None = None
+
+    @property
+    def means(self) -> Means:
+        return Means(self.device, self.memory_budget)
 
     def __call__(self, task: LayerTask) -> LayerOutcome:
         """A whole layer."""
-        return trim_layer(task, self.device)
+        return trim_layer(task, self.means)
 
     def part(self, part: Part) -> LayerOutcome:
         """A block of a layer, or a whole one; in pieces where memory was short."""
@@ -80,11 +89,11 @@ class LayerWork:
             return _merged(part, [self.part(piece) for piece in part.divided()], part.pieces)
         if part.piece is None:
             return self(part.task)
-        return trim_piece(part.task, part.piece, part.megabytes, self.device)
+        return trim_piece(part.task, part.piece, part.megabytes, self.means)
 
     def sample(self, sample: Sample) -> float | None:
         """A guess of a joint budget's multiplier."""
-        return rough_multiplier(sample.program, sample.dense, sample.share, self.device)
+        return rough_multiplier(sample.program, sample.dense, sample.share, self.means)
 
     def step(self, step: Step) -> tuple[Answer | LayerOutcome, Held | None, Done]:
         """A part of a joint budget: its sums, and weights and multipliers to stay here; at the end its outcome."""
@@ -93,9 +102,9 @@ class LayerWork:
         pieces = list(_pieces(part, state, step.pieces))
         done = Done(worker(), step.pieces)
         if step.shares is not None:
-            outcomes = [land(p.task, p.piece, s, step.shares, self.device) for p, s in pieces if p.piece is not None]
+            outcomes = [land(p.task, p.piece, s, step.shares, self.means) for p, s in pieces if p.piece is not None]
             return _merged(part, outcomes, step.pieces), None, done
-        found = [price(p.task, p.piece, step.multiplier, s, self.device) for p, s in pieces if p.piece is not None]
+        found = [price(p.task, p.piece, step.multiplier, s, self.means) for p, s in pieces if p.piece is not None]
         priced = [state for _, state in found]
         joined = Priced(
             torch.cat([state.weight for state in priced]),

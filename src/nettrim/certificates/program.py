@@ -13,7 +13,7 @@ vanish, and the scales put s t into the domain of the conjugate, so every array 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from torch import Tensor
 from nettrim.errors import DataError, should
 from nettrim.programs import Program, group_sums
 
-_CHUNK = 1 << 22  # elements of a float64 temporary, about 32 MB
+_CHUNK = 1 << 20  # elements of a float64 temporary, 8 MB: a few of them are in use at a time
+_ROW_CHUNK = 1 << 19  # multipliers that are treated at a time
 _SMALL = 1e-4  # excess is measured against eps, but against no less than this share of the largest response
 _NOTHING = 1e-12  # relative size under which an epsilon, or an objective, is zero to rounding
 # further scales worth trying where the bound is not linear in the scale: for a penalty that is no norm
@@ -122,9 +123,21 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
 def lower_bound(program: Program, dual: Tensor) -> Tensor:
     """The dual bound of each budget group, (groups,) float64, at least 0; a penalty that couples rows: total in group
     0."""
-    dual = dual.detach().to(program.inputs.device, torch.float64)
-    penalty = program.penalty.to(dual)
+    like = program.inputs.new_zeros((), dtype=torch.float64)
+    penalty = program.penalty.to(like)
     free = penalty.free(program.shape)
+    step = max(1, _ROW_CHUNK // program.samples)
+    parts = []
+    for start in range(0, program.shape[0], step):  # a float64 copy of all multipliers may be larger than the inputs
+        rows = slice(start, start + step)
+        part = replace(program, lower=program.lower[:, rows], upper=program.upper[:, rows])
+        parts.append(_row_sums(part, dual[:, rows].detach().to(like), None if free is None else free[rows]))
+    support, ball, transposed = (torch.cat(sums) for sums in zip(*parts, strict=True))
+    return _best_scale(program, penalty, support, ball, transposed)
+
+
+def _row_sums(program: Program, dual: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """h_m, n_m and t of some rows, zero for those whose t does not vanish on free columns."""
     dual = _vanish_on_free_columns(program, dual, free)
     support, ball, transposed = _dual_sums(program, dual)
     if free is not None:
@@ -133,7 +146,7 @@ def lower_bound(program: Program, dual: Tensor) -> Tensor:
         support = torch.where(vanished, support, 0.0)
         ball = torch.where(vanished, ball, 0.0)
         transposed = torch.where(vanished[:, None] & ~free, transposed, 0.0)
-    return _best_scale(program, penalty, support, ball, transposed)
+    return support, ball, transposed
 
 
 def _best_scale(program: Program, penalty, support: Tensor, ball: Tensor, transposed: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class Group(TyperGroup):
         options["args"], args = [*(["--debug"] if debug else []), *(w for w in words if w != "--debug")], ()
         try:
             code = super().main(standalone_mode=False, **options)
+            if code == INTERRUPTED:  # what newer versions of Typer make of Ctrl-C
+                raise KeyboardInterrupt
             return code if isinstance(code, int) else 0
         except NettrimError as error:
             return _say(str(error), debug)
@@ -45,7 +47,8 @@ class Group(TyperGroup):
                 return BAD_INPUT
             return _complain(error)
         except (KeyboardInterrupt, typer.Abort):
-            _print("Interrupted.")
+            kept = any(word.split("=")[0] in ("--checkpoint", "--resume") for word in words)
+            _print("Interrupted." + (" Finished work is kept: the same command goes on from there." if kept else ""))
             return INTERRUPTED
         except BrokenPipeError:  # the reader of standard output, `head` for one, has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -43,6 +43,11 @@ class Executor(Protocol):
         """How many items run at the same time."""
         ...
 
+    @property
+    def captures(self) -> bool:
+        """Whether workers are also to run the network, each on a share of the samples, where memory is not shared."""
+        ...
+
     def share(self, tensor: Tensor) -> Tensor:
         """A handle of a tensor that items may carry cheaply; a tensor itself where memory is shared already."""
         ...

@@ -45,6 +45,11 @@ class LocalExecutor:
         """How many items run at the same time."""
         return self._workers
 
+    @property
+    def captures(self) -> bool:
+        """False: this process has all samples."""
+        return False
+
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor itself: threads share memory."""
         return tensor

@@ -72,6 +72,7 @@ class Ray:
         gpus: float = 0.0,
         timeout: float = 3600.0,
         retries: int = 3,
+        captures: bool = False,
     ) -> None:
         """Nothing starts yet.
 
@@ -80,6 +81,7 @@ class Ray:
         cpus, gpus: what an item takes; parts of a GPU are allowed.
         timeout: seconds without any finished item after which waiting ends.
         retries: how often an item is run again after its worker or machine was lost.
+        captures: the workers also run the network, each on a share of the batches; the model travels to them.
         Raises MissingExtraError without Ray, InputError for the other arguments.
         """
         for name, value, low in (("cpus", cpus, 0), ("gpus", gpus, 0), ("retries", retries, 0)):
@@ -96,6 +98,7 @@ class Ray:
         self._shared: dict[int, Any] = {}  # object references by the address of the memory they are copies of
         self._task: Any = None
         self._own = False
+        self._captures = captures
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -111,6 +114,11 @@ class Ray:
         self._start()
         room = sum(self._room(node) for node in self._nodes())
         return max(1, room if self._asked is None else min(room, self._asked))
+
+    @property
+    def captures(self) -> bool:
+        """Whether the workers run the network, each on a share of the samples."""
+        return self._captures
 
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor, contiguous; items that carry it or views of it carry a reference to the object store's copy."""

@@ -29,14 +29,28 @@ class Shard:
     goes on to the next: let shares that run at the same time wait, or run the array once a layer.
     """
 
-    def __init__(self, index: int, count: int, *, wait: float = 0.0, executor: Executor | None = None) -> None:
-        """`executor` runs the share's own blocks; None: threads of this process. Raises InputError."""
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        *,
+        wait: float = 0.0,
+        executor: Executor | None = None,
+        captures: bool = False,
+    ) -> None:
+        """`executor` runs the share's own blocks; None: threads of this process.
+
+        captures: run the network on this share's batches only, and read the samples of other batches from the files of
+        the other shares, which have to run at the same time, with a `wait`, or again.
+        Raises InputError.
+        """
         if count < 1 or not 1 <= index <= count:
             raise InputError(should("shard", "i/n with 1 <= i <= n", f"{index}/{count}"))
         if not wait >= 0:
             raise InputError(should("wait", "a number of seconds >= 0", repr(wait)))
         self.index, self.count, self.wait = index, count, float(wait)
         self._executor = executor or LocalExecutor()
+        self._captures = captures
 
     @classmethod
     def parse(cls, text: str, *, wait: float = 0.0, executor: Executor | None = None) -> Self:
@@ -50,6 +64,11 @@ class Shard:
     def workers(self) -> int:
         """How many items run at the same time, in this share."""
         return self._executor.workers
+
+    @property
+    def captures(self) -> bool:
+        """Whether every share runs the network on its part of the samples."""
+        return self._captures
 
     def mine(self, number: int) -> bool:
         """Whether this share solves the block with this number, counted over the whole trim."""

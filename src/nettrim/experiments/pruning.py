@@ -78,6 +78,11 @@ def prune(model: nn.Module, data: Tensor, epsilon: float | Mapping[str, float], 
     )
 
 
+def told(numbers: Mapping[str, Any]) -> list[str]:
+    """What the trimming of a kept cell had to remark of its layers, such as a kappa that could not be kept."""
+    return [note for note in numbers["notes"] if note.partition(":")[0].isdigit()]
+
+
 def seek(
     attempt: Callable[[float], Pruned],
     measure: Callable[[Pruned], float],

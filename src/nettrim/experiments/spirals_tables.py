@@ -10,7 +10,7 @@ from torch import nn
 
 from nettrim.experiments.checkpoints import Cell, as_state, of_state
 from nettrim.experiments.context import Context, Findings, Source, Table
-from nettrim.experiments.pruning import OURS, PAPER, prune, seek
+from nettrim.experiments.pruning import OURS, PAPER, prune, seek, told
 from nettrim.experiments.spiral import Spirals, load_spirals
 from nettrim.experiments.spiral_nets import trained
 from nettrim.experiments.training import accuracy
@@ -29,7 +29,7 @@ def data_source(options: Mapping[str, Any]) -> Source:
 def run(context: Context) -> Findings:
     """Every size and training, trimmed so that the network's discrepancy stays under the limit."""
     data, options = load_spirals(), context.options
-    tables, numbers, claims, drawings = [], {}, [], {}
+    tables, numbers, claims, drawings, notes = [], {}, [], {}, []
     for training, title in _TABLES.items():
         rows = []
         for hidden in options["hidden"]:
@@ -46,6 +46,7 @@ def run(context: Context) -> Findings:
                     got = part.numbers
                     rows.append((f"2-{hidden}-{hidden}-2", *before, method, *got["weights"], got["total"],
                                  got["discrepancy"], got["accuracy"], got["epsilon"], got["certified"]))  # fmt: skip
+                    notes += [f"{key}, {method}: {note}" for note in told(got)]
             paper, ours = (found.get(method) for method in _METHODS)
             if paper is not None:
                 after = paper.numbers["weights"]
@@ -59,13 +60,15 @@ def run(context: Context) -> Findings:
                 if training == "dropout":
                     drawings[f"histogram-{hidden}"] = partial(_histogram, dense, paper)
             if paper is not None and ours is not None:
-                told = f"{ours.numbers['total']} against {paper.numbers['total']} weights"
+                counts = f"{ours.numbers['total']} against {paper.numbers['total']} weights"
                 fewer = ours.numbers["total"] <= paper.numbers["total"]
-                claims.append(Claim(f"{key}: our default has fewer weights under the same limit.", "here", fewer, told))
+                claims.append(
+                    Claim(f"{key}: our default has fewer weights under the same limit.", "here", fewer, counts)
+                )
         header = ("network", "trained 1", "trained 2", "trained 3", "method", "layer 1", "layer 2", "layer 3", "all",
                   "discrepancy (%)", "accuracy (%)", "epsilon", "certified")  # fmt: skip
         tables.append(Table(training.replace(" ", "-"), title, header, tuple(rows)))
-    return Findings(tuple(tables), numbers, tuple(claims), drawings)
+    return Findings(tuple(tables), numbers, tuple(claims), drawings, tuple(notes))
 
 
 def _trim(context: Context, data: Spirals, dense: nn.Module, method: str) -> Cell:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.program import certify
+from nettrim.layerwise.means import Means
 from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
 from nettrim.layerwise.trim import feasibility, finished, record
 from nettrim.programs import Program
-from nettrim.solvers import Solution, Status, solve
+from nettrim.solvers import Solution, Status
 
 _SHARPER = (
     0.25  # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
@@ -91,14 +92,14 @@ class Shares:
 
 
 def price(
-    task: LayerTask, piece: Piece, multiplier: float, start: Priced | None, device: str | torch.device | None
+    task: LayerTask, piece: Piece, multiplier: float, start: Priced | None, means: Means
 ) -> tuple[Answer, Priced]:
     """Solve the rows of `piece` at one multiplier (N eq. 11), from those of `start` where there are any."""
     program = replace(
         piece.program, epsilon=None, groups=torch.arange(piece.program.shape[0]), regularization=multiplier
     )
     initial = piece.dense.to(program.inputs) if start is None else start.weight
-    solution = solve(program, _SHARPER * task.recipe.tolerance, initial=initial, device=device)
+    solution = means.solve(program, _SHARPER * task.recipe.tolerance, initial)
     squares = solution.certificate.group_discrepancy.square().cpu()
     value = program.penalty.to(solution.weight).value(solution.weight).to(torch.float64).cpu()
     answer = Answer(
@@ -113,9 +114,7 @@ def price(
     return answer, Priced(solution.weight, solution.dual, squares)
 
 
-def land(
-    task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, device: str | torch.device | None
-) -> LayerOutcome:
+def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, means: Means) -> LayerOutcome:
     """Solve the rows of `piece` within their shares of the joint epsilon, and go on as with any rows.
 
     The multipliers are those at the common lambda; those of the rows apart belong to other programs. Without `priced`
@@ -133,7 +132,7 @@ def land(
         epsilon = torch.where(settled, squares.sqrt(), epsilon)
         initial = initial + min(shares.scale, 1.0) * (priced.weight - initial)  # feasible where dense weights are exact
     own = replace(piece, program=replace(program, epsilon=epsilon, groups=torch.arange(len(squares))))
-    solution = _solve_rows(own, (~settled).nonzero()[:, 0], initial, priced, task.recipe.tolerance, device)
+    solution = _solve_rows(own, (~settled).nonzero()[:, 0], initial, priced, task.recipe.tolerance, means)
     return finished(task, [own], [solution], started, (), math.inf)
 
 
@@ -169,14 +168,14 @@ def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> Layer
     return outcome
 
 
-def rough_multiplier(program: Program, dense: Tensor, share: float, device: str | torch.device | None) -> float | None:
+def rough_multiplier(program: Program, dense: Tensor, share: float, means: Means) -> float | None:
     """lambda from a sample of a joint budget's rows, that are to get this `share` of eps^2; None where it cannot tell.
 
     `dense` (rows, in [+ 1]) are the rows' original weights.
     """
     assert program.epsilon is not None
     epsilon = math.sqrt(share) * program.epsilon
-    solution = solve(replace(program, epsilon=epsilon), _ROUGH, initial=dense.to(program.inputs), device=device)
+    solution = means.solve(replace(program, epsilon=epsilon), _ROUGH, dense.to(program.inputs))
     dual, hard = solution.dual.to(torch.float64), program.hard()
     norm = float((dual if hard is None else torch.where(hard, 0.0, dual)).norm())  # 2 lambda eps, as r = -2 lambda d
     found = norm / (2 * float(epsilon)) if float(epsilon) > 0 else 0.0
@@ -200,14 +199,13 @@ def _solve_rows(
     initial: Tensor,
     priced: Priced | None,
     tolerance: float,
-    device: str | torch.device | None,
+    means: Means,
 ) -> Solution:
     """The rows in `moving` within their budgets; the others keep their priced weights."""
     program = piece.program
     part = None
     if len(moving):
-        tolerance = _SHARPER * tolerance
-        part = solve(program.rows(moving), tolerance, initial=initial[moving], device=device)
+        part = means.solve(program.rows(moving), _SHARPER * tolerance, initial[moving])
         if priced is None and len(moving) == len(program.groups):
             return part
     assert priced is not None

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from nettrim.models.base import Layer
 
+_CHUNK = 1 << 20  # elements of a float64 temporary, 8 MB
+
+
+def row_chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of so many rows that a float64 copy of `width` columns stays small, however many rows there are."""
+    step = max(1, _CHUNK // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
 
 def preactivations(inputs: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
-    """inputs @ weight.T + offset in float64, (samples, out)."""
-    z = inputs.to(torch.float64) @ weight.to(inputs.device, torch.float64).T
-    return z if offset is None else z + offset
+    """inputs @ weight.T + offset in float64, (samples, out); the inputs, which may be on disk, are read in chunks."""
+    transposed = weight.to(inputs.device, torch.float64).T
+    z = inputs.new_empty(len(inputs), len(weight), dtype=torch.float64)
+    for chunk in row_chunks(*inputs.shape):
+        z[chunk] = inputs[chunk].to(torch.float64) @ transposed
+    return z if offset is None else z.add_(offset)
 
 
 def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -22,8 +34,17 @@ def augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def with_ones(inputs: Tensor) -> Tensor:
-    """The inputs with a last column of ones, which the bias multiplies."""
-    return torch.cat([inputs, inputs.new_ones(inputs.shape[0], 1)], dim=1)
+    """The inputs (samples, in) with a last column of ones, which the bias multiplies.
+
+    Where they were captured with such a column behind each row, that memory is used: inputs on disk stay there.
+    """
+    rows, width = inputs.shape
+    end = inputs.storage_offset() + rows * (width + 1)
+    if inputs.stride() == (width + 1, 1) and inputs.untyped_storage().nbytes() >= end * inputs.element_size():
+        whole = inputs.as_strided((rows, width + 1), (width + 1, 1))
+        if bool((whole[:, -1] == 1).all()):
+            return whole
+    return torch.cat([inputs, inputs.new_ones(rows, 1)], dim=1)
 
 
 def cast_weight(layer: Layer, weight: Tensor) -> Tensor:

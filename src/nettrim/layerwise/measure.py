@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nettrim.layerwise.matrices import augmented, preactivations, with_ones
+from nettrim.layerwise.matrices import augmented, preactivations, row_chunks, with_ones
 from nettrim.layerwise.task import LayerTask
 from nettrim.models.base import Layer
 from nettrim.programs import get_activation
-
-_CHUNK = 1 << 22  # elements of a float64 temporary
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ def measure(task: LayerTask, weight: Tensor, bias: Tensor | None) -> Measured:
     layer = task.layer
     activation = get_activation(layer.activation)
     count = layer.weight.shape[0] // layer.groups
-    step = max(1, _CHUNK // (layer.weight.shape[1] + 2 * count))
     rows: list[Tensor] = []
     totals = torch.zeros(2, dtype=torch.float64)
     for group in range(layer.groups):
@@ -43,8 +40,7 @@ def measure(task: LayerTask, weight: Tensor, bias: Tensor | None) -> Measured:
         dense = augmented(layer.weight[part], None if layer.bias is None else layer.bias[part])
         new = augmented(weight[part], None if bias is None else bias[part])
         squares = torch.zeros(count, dtype=torch.float64)
-        for start in range(0, task.inputs.shape[1], step):
-            chunk = slice(start, start + step)
+        for chunk in row_chunks(task.inputs.shape[1], layer.weight.shape[1] + 2 * count):
             inputs = task.inputs[group, chunk]
             inputs = with_ones(inputs) if layer.bias is not None else inputs
             offset = None if task.offset is None else task.offset[chunk, part]

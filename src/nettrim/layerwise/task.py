@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nettrim.errors import DataError, should
-from nettrim.layerwise.matrices import join_parts
+from nettrim.layerwise.matrices import join_parts, row_chunks
 from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.recipe import Recipe
@@ -118,11 +118,21 @@ class LayerOutcome:
         return join_parts(layer, [part.weight for part in self.backing])
 
 
+def is_finite(array: Tensor) -> bool:
+    """Whether all entries of (..., rows, columns) are finite; read in chunks of rows."""
+    parts = array.reshape(-1, *array.shape[-2:]) if array.ndim > 2 else array[None]
+    return all(
+        bool(torch.isfinite(part[chunk]).all())
+        for part in parts
+        for chunk in row_chunks(part.shape[0], part[:1].numel())
+    )
+
+
 def check_finite(task: LayerTask) -> None:
     """Refuse samples that are not finite. Raises DataError naming the layer."""
     named = {"inputs": task.inputs, "responses": task.responses, "offset": task.offset}
     for what, array in named.items():
-        if array is not None and not bool(torch.isfinite(array).all()):
+        if array is not None and not is_finite(array):
             cure = "Check the model's weights and the scale of the data."
             raise DataError(
                 should(

@@ -13,42 +13,43 @@ from torch import Tensor
 
 from nettrim.certificates.program import certify
 from nettrim.layerwise.matrices import augmented, cast_weight, join_parts
+from nettrim.layerwise.means import HERE, Means
 from nettrim.layerwise.measure import measure
 from nettrim.layerwise.pieces import make_pieces
 from nettrim.layerwise.task import Backing, LayerOutcome, LayerTask, Piece, Totals
 from nettrim.models.base import Layer
 from nettrim.results import LayerResult
-from nettrim.solvers import Solution, refit, solve
+from nettrim.solvers import Solution, refit
 
 _FEASIBLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # relative excess that rounding a feasible weight may leave
 
 
-def trim_layer(task: LayerTask, device: str | torch.device | None = None) -> LayerOutcome:
+def trim_layer(task: LayerTask, means: Means = HERE) -> LayerOutcome:
     """Select, then refit where the recipe says so; everything reported is measured on the weights returned.
 
-    `device` is where the programs are solved. With kappa < 1 an infeasible program is solved again with kappa = 1, and
+    With kappa < 1 an infeasible program is solved again with kappa = 1, and
     a note says so. Raises DataError, naming the layer, for samples that are not finite.
     """
     started = time.perf_counter()
     pieces = make_pieces(task)
-    solutions = [_solve(task, piece, device) for piece in pieces]
+    solutions = [_solve(task, piece, means) for piece in pieces]
     notes: tuple[str, ...] = ()
     if task.kappa < 1 and not all(map(_feasible, solutions)):
         cure = "the layer was solved with kappa = 1"
         notes = (f"{task.name}: no weights were found that keep kappa = {task.kappa:g} of its epsilon; {cure}.",)
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
-        solutions = [_solve(task, piece, device) for piece in pieces]
+        solutions = [_solve(task, piece, means) for piece in pieces]
     return finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
 
 
-def trim_piece(task: LayerTask, piece: Piece, megabytes: float, device: str | torch.device | None) -> LayerOutcome:
+def trim_piece(task: LayerTask, piece: Piece, megabytes: float, means: Means = HERE) -> LayerOutcome:
     """As `trim_layer`, for rows whose program is made already: `task` and `piece` speak of these rows alone.
 
     Multipliers larger than `megabytes` are not kept.
     """
     started = time.perf_counter()
-    return finished(task, [piece], [_solve(task, piece, device)], started, (), megabytes * 2**20)
+    return finished(task, [piece], [_solve(task, piece, means)], started, (), megabytes * 2**20)
 
 
 def finished(
@@ -136,10 +137,10 @@ def feasibility(layer: Layer) -> float:
     return _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
 
 
-def _solve(task: LayerTask, piece: Piece, device: str | torch.device | None) -> Solution:
+def _solve(task: LayerTask, piece: Piece, means: Means) -> Solution:
     feasible = task.kappa == 1.0  # the dense weights are, unless a risk is taken
     initial = piece.dense.to(piece.program.inputs) if feasible else None
-    return solve(piece.program, task.recipe.tolerance, initial=initial, device=device)
+    return means.solve(piece.program, task.recipe.tolerance, initial)
 
 
 def _feasible(solution: Solution) -> bool:

@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nettrim.certificates.graph import Flow
+from nettrim.models.store import SampleStore
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -74,11 +77,27 @@ class Network(Protocol):
         """
         ...
 
+    @property
+    def flow(self) -> Flow | str:
+        """How an error travels from the layers to the output where there is no chain, or why no bound can follow it.
+
+        Layers that are not trimmed may be part of it; their `Skipped` then has the weight.
+        """
+        ...
+
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Run the network with its present weights and return the samples of the named layers.
 
         `first` is the number of the first batch, where these are some of several: what is drawn depends on it.
         """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Every stored tensor by its name, with the present weights."""
+        ...
+
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the network's memory budget."""
         ...
 
     def outputs(self, batches: Sequence[object]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,6 +197,14 @@ class _Writers:
         offset = None if self.offset is None else self.offset.finish()
         inputs = self.inputs.finish().transpose(0, 1)
         return LayerSamples(inputs[..., :-1] if self.biased else inputs, self.preactivations.finish(), offset)
+
+
+def join_samples(name: str, parts: Iterable[LayerSamples], store: SampleStore) -> LayerSamples:
+    """A layer's samples from those of consecutive batches, taken one after the other into `store`."""
+    writers = _Writers(name, store, biased=True)
+    for part in parts:
+        writers.append(part.inputs, part.preactivations, part.offset)
+    return writers.samples()
 
 
 def with_room(inputs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nettrim.certificates.graph import Flow
 from nettrim.errors import DataError, InputError, ModelError, near, should
 from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
@@ -129,6 +130,11 @@ class OnnxNetwork:
         """The graph's inputs, in order: the names that batches given as dictionaries use."""
         return tuple(value.name for value in self._inputs)
 
+    @property
+    def flow(self) -> Flow | str:
+        """Why no bound follows what is not a chain."""
+        return "the network is not a plain chain of layers, and ONNX graphs are followed no further"
+
     def plan(self) -> dict[str, Any]:
         """Empty: a written file holds its own structure."""
         return {}
@@ -146,6 +152,11 @@ class OnnxNetwork:
         """The model with its present weights as `save` writes it, a ModelProto."""
         return clean(self.model)
 
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the memory budget; its files go with `close`."""
+        self._stores.append(SampleStore(self.memory_budget))
+        return self._stores[-1]
+
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the present weights, in the order of the batches.
 
@@ -156,8 +167,7 @@ class OnnxNetwork:
         when a layer's answers cannot be reproduced from its weight.
         """
         sites = [self._find(name) for name in dict.fromkeys(names)]
-        store = SampleStore(self.memory_budget)
-        self._stores.append(store)
+        store = self.new_store()
         collector = Collector(sites, [self._layer(site) for site in sites], Positions(self.positions, self.seed), store)
         part = Part(self.model, [value for site in sites for value in values_of(site)], threads=self.threads)
         for number, batch in enumerate(self._normalised(batches), first):

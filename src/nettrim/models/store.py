@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_SLAB = 1 << 20  # bytes
 _HEADER = 128  # bytes kept for the .npy header, rewritten when the number of rows is known
 
 
@@ -57,12 +58,43 @@ class SampleStore:
         self._directory, self._cleaner, self.paths, self.used = None, None, {}, 0
 
 
+class Rows:
+    """A tensor that grows along its first axis, in memory.
+
+    Rows are copied into slabs. Kept as they come, between larger tensors that are freed, they would leave holes that
+    the allocator of the C library never uses again: as much memory as all that went through the network.
+    """
+
+    def __init__(self) -> None:
+        self._slabs: list[Tensor] = []
+        self._filled = 0  # rows of the last slab
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (rows, ...) at the end; all calls agree in dtype, device and the other dimensions."""
+        if not self._slabs or self._filled + len(rows) > len(self._slabs[-1]):
+            size = max(1, rows[:1].numel() * rows.element_size())
+            self._close_slab()
+            self._slabs.append(rows.new_empty(max(len(rows), _SLAB // size), *rows.shape[1:]))
+            self._filled = 0
+        self._slabs[-1][self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+    def parts(self) -> list[Tensor]:
+        """What was added, in order, in tensors of any number of rows."""
+        self._close_slab()
+        return self._slabs
+
+    def _close_slab(self) -> None:
+        if self._slabs:
+            self._slabs[-1] = self._slabs[-1][: self._filled]
+
+
 class Writer:
     """One growing tensor of a store."""
 
     def __init__(self, store: SampleStore, name: str) -> None:
         self.store, self.name = store, name
-        self._parts: list[Tensor] = []
+        self._rows_here = Rows()
         self._path: Path | None = None
         self._rows = 0
         self._like: Tensor | None = None
@@ -72,21 +104,21 @@ class Writer:
         self._like = rows[:0]
         self._rows += len(rows)
         if self._path is None and self.store.fits(rows.numel() * rows.element_size()):
-            self._parts.append(rows)
+            self._rows_here.append(rows)
             return
         if self._path is None:
             self._path = self.store.path(self.name)
             self._path.write_bytes(bytes(_HEADER))
-            for part in self._parts:
+            for part in self._rows_here.parts():
                 self.store.used -= part.numel() * part.element_size()
                 self._write(part)
-            self._parts = []
+            self._rows_here = Rows()
         self._write(rows)
 
     def finish(self) -> Tensor:
         """The whole tensor. One from a file is mapped copy-on-write: writing to it never reaches the file."""
         if self._path is None:
-            return torch.cat(self._parts) if len(self._parts) != 1 else self._parts[0].contiguous()
+            return torch.cat(self._rows_here.parts())
         assert self._like is not None
         array = self._like.numpy()
         shape = (self._rows, *self._like.shape[1:])

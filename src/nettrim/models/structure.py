@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nettrim.certificates.graph import Flow
 from nettrim.models.base import LayerSamples
 from nettrim.models.batches import Batch
 from nettrim.models.capture import Collector, Positions, collect
 from nettrim.models.chain import plain_chain
+from nettrim.models.flow import flow_of
 from nettrim.models.match import agreed, find_uses
 from nettrim.models.operations import Geometry
-from nettrim.models.running import evaluating, plain
+from nettrim.models.running import evaluating, first_output, plain
 from nettrim.models.store import SampleStore
 from nettrim.models.trace import Call, Trace
 from nettrim.models.unfold import matrix_of
@@ -44,6 +46,7 @@ class Structure:
     layers: dict[str, Trimmable]  # in order of execution
     left: tuple[Left, ...]
     chain: tuple[str, ...] | None
+    flow: Flow | str  # or why there is none
 
 
 def discover(
@@ -85,7 +88,11 @@ def discover(
     left.sort(key=lambda record: record.node)
     whole = all(record.name in kept and record.name in proved for record in left)
     chain = _chain(trace, {**layers, **kept}, positions) if whole else None
-    return Structure(trace.light(), layers, tuple(left), chain)
+    names = {record.parameter: record.name for record in left}
+    flow = flow_of(trace, trace.output_of(first_output(trace.result)), layers.values(), names)
+    if positions is not None:
+        flow = "only some positions of each sample were used, so the layers' distances cover a part"
+    return Structure(trace.light(), layers, tuple(left), chain, flow)
 
 
 def _reproduced(module: nn.Module, layers: Sequence[Trimmable], trace: Trace, example: Batch, seed: int) -> set[str]:

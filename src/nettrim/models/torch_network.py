@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nettrim.certificates.graph import Flow
 from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
@@ -19,7 +20,7 @@ from nettrim.models.running import deep_copy, evaluating, example_trace, first_o
 from nettrim.models.selection import select
 from nettrim.models.state import load_into, restore, state_of
 from nettrim.models.statistics import Norm, norms_of, reestimate, stale_after
-from nettrim.models.store import SampleStore
+from nettrim.models.store import Rows, SampleStore
 from nettrim.models.structure import discover
 from nettrim.models.unfold import matrix_of, weight_of
 from nettrim.models.weights import Trimmable, check_finite, weights_of, with_bias
@@ -89,7 +90,8 @@ class TorchNetwork:
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Layers with weights that are left as they are."""
-        chain = self._structure.chain or ()
+        flow = self.flow
+        needed = {*(self.chain or ()), *(() if isinstance(flow, str) else flow.repeats)}  # for their norms
         return tuple(
             Skipped(
                 name=left.name,
@@ -97,7 +99,7 @@ class TorchNetwork:
                 shape=tuple(weight.shape),
                 reason=left.reason,
                 nonzeros=int(torch.count_nonzero(weight)),
-                weight=matrix_of(plain(weight), left.geometry) if left.name in chain else None,
+                weight=matrix_of(plain(weight), left.geometry) if left.name in needed else None,
             )
             for left in self._structure.left
             for weight in (self.module.get_parameter(left.parameter),)
@@ -121,6 +123,13 @@ class TorchNetwork:
         self._refresh()
         return self.module
 
+    @property
+    def flow(self) -> Flow | str:
+        """How an error travels from the layers to the first output, or why no bound can follow it."""
+        if self._statistics is not None:
+            return "statistics of BatchNorm that are re-estimated change what stands between the layers"
+        return self._structure.flow
+
     def plan(self) -> dict[str, Any]:
         """What was changed in the module's structure, to be replayed by `load_into`; plain JSON values."""
         return copy.deepcopy(self._plan)
@@ -134,6 +143,11 @@ class TorchNetwork:
         """Put back a state taken from a network of the same structure; ModelError when it does not fit."""
         restore(self.module, tensors)
 
+    def new_store(self) -> SampleStore:
+        """An empty store for samples, within the memory budget; its files go with `close`."""
+        self._stores.append(SampleStore(self.memory_budget))
+        return self._stores[-1]
+
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
         """Samples of the named layers with the network's present weights, in the order of the batches.
 
@@ -144,8 +158,7 @@ class TorchNetwork:
         """
         layers = [self._find(name) for name in dict.fromkeys(names)]
         self._refresh(max((use.node for layer in layers for use in layer.uses), default=-1))
-        store = SampleStore(self.memory_budget)
-        self._stores.append(store)
+        store = self.new_store()
         collector = Collector(self._structure.trace, layers, Positions(self.positions, self.seed), store)
         with evaluating(self.module, self.seed):
             collect(self.module, self._normalised(batches), collector, first)
@@ -154,7 +167,7 @@ class TorchNetwork:
     def outputs(self, batches: Sequence[object]) -> Tensor:
         """The first output tensor ("logits" where there is one), (samples, ...), on the CPU."""
         self._refresh()
-        found = []
+        found = Rows()
         with evaluating(self.module, self.seed), torch.no_grad():
             for index, batch in enumerate(self._normalised(batches)):
                 try:
@@ -162,7 +175,7 @@ class TorchNetwork:
                 except Exception as error:
                     raise refusal(self.module, batch, error, index) from error
                 found.append(first_output(result).cpu())
-        return torch.cat(found)
+        return torch.cat(found.parts())
 
     def update(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
         """Replace a layer's weight (out, in), and its bias unless None, in place."""

@@ -95,6 +95,11 @@ class Trace:
             found.setdefault(value, []).append(-2)
         return {key: tuple(users) for key, users in found.items()}
 
+    def output_of(self, tensor: Tensor) -> Key:
+        """The value that a tensor of the result is (in a trace with its calls), None where it is none."""
+        tensors = _tensors_inside(self.result)
+        return next((key for found, key in zip(tensors, self.outputs, strict=True) if found is tensor), None)
+
     def light(self) -> Trace:
         """The same trace without the tensors."""
         return replace(self, nodes=tuple(replace(node, call=None) for node in self.nodes), result=None)

@@ -22,6 +22,8 @@ from nettrim.programs.activations import Activation, get_activation
 from nettrim.programs.budgets import Budget, budget_groups, split_epsilon
 from nettrim.programs.penalties import L1, Penalty
 
+_ROWS = 4096  # checked at a time
+
 Constraint = Literal["distance", "strict"]
 
 
@@ -225,9 +227,12 @@ def _matrix(name: str, array: Tensor) -> Tensor:
     array = array.detach()
     if array.dtype not in (torch.float32, torch.float64):
         array = array.float()
-    if not bool(torch.isfinite(array).all()):
-        where = cast("list[int]", (~torch.isfinite(array)).nonzero()[0].tolist())
-        raise DataError(should(name, "finite", f"{float(array[where[0], where[1]])} at {where}"))
+    for start in range(0, len(array), _ROWS):  # in pieces, as it may be larger than memory
+        finite = torch.isfinite(array[start : start + _ROWS])
+        if not bool(finite.all()):
+            row, column = cast("list[int]", (~finite).nonzero()[0].tolist())
+            row += start
+            raise DataError(should(name, "finite", f"{float(array[row, column])} at {[row, column]}"))
     return array
 
 

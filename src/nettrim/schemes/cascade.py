@@ -6,6 +6,7 @@ The only place where results flow back: new weights enter the next capture.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 from nettrim.blocks import Blocks
 from nettrim.layerwise import LayerOutcome, LayerTask, original_responses
 from nettrim.models.base import Layer, LayerSamples, Network
+from nettrim.schemes.capturing import Captures
 
+_ROWS = 4096  # compared at a time
 _SAME = 1e-6  # inputs closer than this, relative, count as the original ones: float32 rounding leaves no less
 
 
@@ -39,13 +42,19 @@ def trim_cascade(
     order = list(layers)
     recipe = blocks.recipe
     outcomes = dict(done)
+    captures = Captures(batches, blocks.executor, blocks.store)
+
+    def refitted_before(name: str) -> LayerOutcome | None:
+        place = order.index(name)
+        return outcomes.get(order[place - 1]) if place and recipe.refit else None
 
     def capture(name: str) -> LayerTask:
-        now = network.capture(batches, [name])[name]
-        before = original.capture(batches, [name])[name]
-        place = order.index(name)
-        previous = outcomes.get(order[place - 1]) if place and recipe.refit else None
-        unrefined = None if previous is None else _before_refit(network, previous, layers, batches, name)
+        now, before = captures.of(network, name), captures.of(original, name)
+        previous = refitted_before(name)
+        unrefined = None
+        if previous is not None:
+            with _before_refit(network, previous, layers):
+                unrefined = captures.of(network, name)
         if _moved(now, before) or (unrefined is not None and _moved(unrefined, before)):
             return LayerTask(
                 layer=layers[name],
@@ -61,21 +70,29 @@ def trim_cascade(
             )
         return LayerTask(layers[name], before.inputs, None, before.offset, recipe, "cascade")
 
+    def give(name: str) -> None:
+        captures.give(network, name)
+        captures.give(original, name)
+        previous = refitted_before(name)
+        if previous is not None:
+            with _before_refit(network, previous, layers):
+                captures.give(network, name)
+
     for name in names:
-        (outcome,) = blocks.run([layers[name]], capture)
+        (outcome,) = blocks.run([layers[name]], capture, give)
         outcomes[name] = outcome
         network.update(name, outcome.weight, outcome.bias)
+        captures.release(name)
         yield outcome
 
 
-def _before_refit(
-    network: Network, previous: LayerOutcome, layers: Mapping[str, Layer], batches: Sequence[object], name: str
-) -> LayerSamples:
-    """What a layer would read had the layer before it not been refitted."""
+@contextmanager
+def _before_refit(network: Network, previous: LayerOutcome, layers: Mapping[str, Layer]) -> Iterator[None]:
+    """The network as if the layer before had not been refitted."""
     above = previous.result.name
     network.update(above, *previous.selected(layers[above]))
     try:
-        return network.capture(batches, [name])[name]
+        yield
     finally:
         network.update(above, previous.weight, previous.bias)
 
@@ -89,5 +106,14 @@ def _moved(now: LayerSamples, before: LayerSamples) -> bool:
 def _differ(now: Tensor, before: Tensor) -> bool:
     if torch.equal(now, before):
         return False
-    scale = float(before.to(torch.float64).norm())
-    return float((now - before).to(torch.float64).norm()) > _SAME * scale
+    moved, scale = 0.0, 0.0
+    for here, there in zip(_rows(now), _rows(before), strict=True):
+        moved += float((here - there).to(torch.float64).square().sum())
+        scale += float(there.to(torch.float64).square().sum())
+    return moved > _SAME**2 * scale
+
+
+def _rows(samples: Tensor) -> Iterator[Tensor]:
+    """(samples, features), or groups of them, in pieces that need little memory; the samples may be on disk."""
+    for part in samples if samples.ndim == 3 else [samples]:
+        yield from part.split(_ROWS)

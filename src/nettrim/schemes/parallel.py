@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from nettrim.blocks import Blocks
 from nettrim.layerwise import LayerOutcome, LayerTask
 from nettrim.models.base import Network
+from nettrim.schemes.capturing import Captures
 
 
 def trim_parallel(
@@ -17,9 +18,15 @@ def trim_parallel(
     Each layer is captured when its turn comes, so that few layers' samples are in memory at once.
     """
     layers = {layer.name: layer for layer in network.layers}
+    captures = Captures(batches, blocks.executor, blocks.store)
 
     def capture(name: str) -> LayerTask:
-        samples = network.capture(batches, [name])[name]
+        samples = captures.of(network, name)
         return LayerTask(layers[name], samples.inputs, None, samples.offset, blocks.recipe, "parallel")
 
-    yield from blocks.run([layers[name] for name in names], capture)
+    def give(name: str) -> None:
+        captures.give(network, name)
+
+    for outcome in blocks.run([layers[name] for name in names], capture, give):
+        captures.release(outcome.result.name)
+        yield outcome

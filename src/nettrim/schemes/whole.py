@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nettrim.certificates.graph import graph_bound
 from nettrim.certificates.network import Link, network_bounds, operator_norm
 from nettrim.checkpoint import Checkpoint
 from nettrim.errors import DataError, should
@@ -19,6 +21,7 @@ from nettrim.recipe import Recipe
 from nettrim.results import LayerResult, Listener, NetworkResult, TrimResult
 from nettrim.schemes.run import Trimmer, run_schemes
 
+_ROWS = 4096  # compared at a time
 _ROUNDING = 8  # units in the last place that a layer's sums may be off, relative to the output's norm
 
 
@@ -82,9 +85,12 @@ def trim_network(
 
 def relative_discrepancy(before: Tensor, after: Tensor) -> float:
     """||after - before|| / ||before|| in float64; absolute where `before` is zero (A eq. 29)."""
-    reference = before.detach().to(torch.float64)
-    difference = float((after.detach().to(torch.float64) - reference).norm())
-    norm = float(reference.norm())
+    squares = torch.zeros(2, dtype=torch.float64)
+    for new, old in zip(after.detach().split(_ROWS), before.detach().split(_ROWS), strict=True):
+        reference = old.to(torch.float64)
+        squares[0] += (new.to(torch.float64) - reference).square().sum().cpu()
+        squares[1] += reference.square().sum().cpu()
+    difference, norm = squares.sqrt().tolist()
     return difference / norm if norm > 0 else difference
 
 
@@ -93,7 +99,7 @@ def _bound(
 ) -> tuple[float | None, str, str]:
     """(relative bound, why there is none, which recursion)."""
     if original.chain is None:
-        return None, "the network is not a plain chain of layers, which is what the theorems cover", ""
+        return _graph_bound(original, outcomes, before)
     made = {outcome.result.name: outcome for outcome in outcomes}
     weights = {layer.name: layer.weight for layer in original.layers}
     kept = {layer.name: layer.weight for layer in original.skipped if layer.weight is not None}
@@ -129,6 +135,37 @@ def _bound(
     # the theorems speak of exact arithmetic; both networks answer in floating point
     bound += _ROUNDING * len(links) * torch.finfo(before.dtype).eps
     return bound, "", f"{theorem} with measured distances and operator norms"
+
+
+def _graph_bound(original: Network, outcomes: Sequence[LayerOutcome], before: Tensor) -> tuple[float | None, str, str]:
+    """The same for a network that is no chain: errors carried along its graph (docs/bounds.md, section 7)."""
+    flow = original.flow
+    if isinstance(flow, str):
+        return None, flow, ""
+    links: dict[str, Link] = {}
+    layers = {layer.name: layer for layer in original.layers}
+    for outcome in outcomes:
+        name, layer = outcome.result.name, layers[outcome.result.name]
+        if name not in flow.repeats:
+            continue  # it has no part in the output
+        parts = (weight.chunk(layer.groups) for weight in (outcome.weight, layer.weight))
+        now, then = (max(operator_norm(rows, flow.repeats[name]) for rows in weight) for weight in parts)
+        if outcome.moved and name in flow.shared:
+            return None, f"layer {name!r} is applied at several places, of which a cascade sees some too early", ""
+        scheme = "cascade" if outcome.moved else "parallel"
+        if not outcome.moved and outcome.result.scheme == "cascade":
+            now = max(now, then)  # inputs equal up to rounding: either weight may carry it on
+        links[name] = Link(name, scheme, outcome.distance, now, then)
+    for skipped in original.skipped:
+        if skipped.weight is not None and skipped.name in flow.repeats:
+            norm = operator_norm(skipped.weight, flow.repeats[skipped.name])
+            links[skipped.name] = Link(skipped.name, "kept", 0.0, norm, norm)
+    bound = graph_bound(flow, links)
+    norm = float(before.to(torch.float64).norm())
+    bound = (bound / norm if norm > 0 else bound) + _ROUNDING * len(links) * torch.finfo(before.dtype).eps
+    if not math.isfinite(bound):
+        return None, "the bound along the network's graph is beyond all numbers", ""
+    return bound, "", "carried along the graph with measured distances, operator norms and Lipschitz constants"
 
 
 def _outputs(network: Network, batches: Sequence[object]) -> Tensor:

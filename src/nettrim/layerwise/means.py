@@ -1,0 +1,26 @@
+"""With what a program is solved: settings of the machine, which no answer depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nettrim.programs import Program
+from nettrim.solvers import Solution, solve
+
+
+@dataclass(frozen=True)
+class Means:
+    """The device, and how many bytes a solver's working arrays may take (None: its own limit)."""
+
+    device: str | torch.device | None = None
+    memory_budget: int | None = None
+
+    def solve(self, program: Program, tolerance: float, initial: Tensor | None) -> Solution:
+        """`nettrim.solve` by these means."""
+        return solve(program, tolerance, initial=initial, memory_budget=self.memory_budget, device=self.device)
+
+
+HERE = Means()  # on the program's own device

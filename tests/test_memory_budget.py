@@ -1,0 +1,101 @@
+"""A layer whose samples are four times larger than the memory budget is trimmed within it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc"),
+]
+
+RUN = """
+import json, sys, threading
+import torch
+from torch import nn
+import nettrim
+from nettrim.certificates import certify
+from nettrim.executors import LocalExecutor
+from nettrim.layerwise import Means
+from nettrim.solvers import Solution, Status
+
+rows, budget, solving = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "solving"
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+def dense(self, program, tolerance, initial):
+    dual = torch.zeros_like(program.upper)
+    return Solution(initial, dual, (Status.DENSE,) * len(initial), certify(program, initial, dual))
+
+if not solving:
+    Means.solve = dense
+
+model = nn.Sequential(nn.Linear(8, 255), nn.ReLU(), nn.Linear(255, 4), nn.ReLU())  # 255 inputs and the bias's ones
+
+def run(data, memory):
+    return nettrim.trim(model, data, epsilon=0.3, budget="neuron", targets="2", holdout=0, refit=solving,
+                        tolerance=1e-2, progress=False, memory_budget=memory, executor=LocalExecutor(1))
+
+torch.manual_seed(0)
+run(torch.randn(500, 8), None)  # what a first run loads
+data = torch.randn(rows, 8)
+before, peak, ended = status("RssAnon"), 0, threading.Event()
+
+def watch():
+    global peak
+    while not ended.wait(0.001):
+        peak = max(peak, status("RssAnon"))
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+trimmed = run(data, budget)
+ended.set()
+watcher.join()
+print(json.dumps({"anonymous": peak - before, "high_water": status("VmHWM"), "gap": trimmed.layers[0].result.gap}))
+"""
+
+_FIXED = 32 << 20  # bytes of temporaries whose size depends on no layer
+
+
+def measure(rows, budget, what):
+    """Bytes by which the process grew, at most; without pages of mapped files, which the kernel drops at need."""
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, str(rows), str(budget), what],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    print(found)
+    return found
+
+
+def test_all_but_the_solver_keeps_the_budget():
+    """Capture, program, certificate and measures: 268 MB of inputs, 67 MB of budget."""
+    rows = 1 << 18
+    budget = rows * 256 * 4 // 4
+    assert measure(rows, budget, "not solving")["anonymous"] <= budget + _FIXED
+
+
+def test_without_a_budget_the_samples_are_in_memory():
+    """The measurement would notice."""
+    rows = 1 << 17
+    assert measure(rows, 1 << 40, "not solving")["anonymous"] >= rows * 256 * 4
+
+
+@pytest.mark.xfail(reason="the solver and the refit keep copies of the inputs in float64", strict=False)
+def test_a_layer_is_trimmed_within_the_budget():
+    rows = 1 << 16
+    budget = rows * 256 * 4 // 4
+    found = measure(rows, budget, "solving")
+    assert found["gap"] <= 1e-2
+    assert found["anonymous"] <= budget + _FIXED
