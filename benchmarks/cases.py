@@ -34,7 +34,8 @@ def catalogue(rows: int) -> Iterator[Entry]:
     for constraint in CONSTRAINTS:
         yield one("small-2-eps.05", "small", 1, 0.05, constraint, rivals=FAST, neurons=3)
     for constraint in CONSTRAINTS:
-        yield one("small-1-eps.05", "small", 0, 0.05, constraint, rivals=FAST, neurons=2, counted=True)
+        rivals = FAST if constraint == "distance" else FAST[:2]
+        yield one("small-1-eps.05", "small", 0, 0.05, constraint, rivals=rivals, neurons=2, counted=True)
     for constraint in CONSTRAINTS:
         for layer in (1, 0):
             yield one(f"small-{layer + 1}-joint", "small", layer, 0.05, constraint, budget="layer", counted=not layer)
