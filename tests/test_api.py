@@ -241,3 +241,18 @@ def test_public_names():
 def test_a_trimmed_model_shrinks_to_the_same_function(model, data):
     trimmed = nettrim.trim(model, data, epsilon=0.3, progress=False)
     torch.testing.assert_close(trimmed.shrink().module(data), trimmed.model(data), rtol=1e-5, atol=1e-6)
+
+
+def test_a_memory_budget_changes_no_answer_and_is_checked():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)), torch.randn(60, 6)
+    options = {"epsilon": 0.2, "budget": "neuron", "progress": False}
+    for scheme in ("parallel", "cascade"):
+        free = nettrim.trim(model, data, scheme=scheme, **options)
+        bounded = nettrim.trim(model, data, scheme=scheme, memory_budget=4000, **options)
+        for one, other in zip(free.layers, bounded.layers, strict=True):
+            assert one.totals.objective == pytest.approx(other.totals.objective, rel=1e-3)
+            assert other.result.certified
+    for budget in (0, -1, "1 GB", 1.5):
+        with pytest.raises(nettrim.errors.InputError, match="`memory_budget` should be None or a number of bytes"):
+            nettrim.trim(model, data, memory_budget=budget, **options)

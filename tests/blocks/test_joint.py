@@ -177,17 +177,16 @@ def test_shares_add_up_to_the_joint_epsilon():
     inner = work.land
 
     def spy(task, piece, priced, shares, device):
-        found[len(found)] = (piece, priced, shares)
+        found[len(found)] = (priced, shares)
         return inner(task, piece, priced, shares, device)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "land", spy)
         outcome = in_parts(given)
     total = 0.0
-    for piece, priced, shares in found.values():
-        value = piece.program.penalty.value(priced.weight)
+    for priced, shares in found.values():
         own = (shares.scale * priced.squares.sqrt()).clamp(min=shares.floor)
-        total += float(torch.where(value == 0, priced.squares, own**2).sum())
+        total += float(torch.where(priced.settled, priced.squares, own**2).sum())
     assert math.sqrt(total) <= outcome.totals.epsilon
     assert math.sqrt(total) == pytest.approx(outcome.totals.epsilon, rel=1e-6)
 

@@ -65,3 +65,11 @@ def test_a_certain_gap_ends_the_search():
 def test_sums_of_parts():
     parts = [Answer(2.0, 1.0, 0.5, 3.0, 4.0, 10, 1.0), Answer(2.0, 2.0, 0.0, 1.0, 1.5, 30, 2.0)]
     assert Answer.over(parts) == Answer(2.0, 3.0, 0.5, 4.0, 5.5, 30, 3.0)
+
+
+def test_what_few_neurons_have_to_make_up_for_counts_more():
+    """Settled neurons keep their distance: a miss of one part in a thousand is one in ten for the last hundredth."""
+    close = Answer(1.0, 1.002, 0.0, objective=10.0, bound=0.0)
+    assert next_multiplier([close], 1.0, TOLERANCE) is None
+    settled = Answer(1.0, 1.002, 0.99, objective=10.0, bound=0.0)
+    assert next_multiplier([settled], 1.0, TOLERANCE) is not None

@@ -53,7 +53,8 @@ def trimmed(executor, checkpoint=None, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 6))
     options = {"epsilon": 0.2, "budget": "neuron", "progress": False, **options}
-    return nettrim.trim(model, torch.randn(200, 12), executor=executor, checkpoint=checkpoint, **options)
+    batches = list(torch.randn(200, 12).split(25))
+    return nettrim.trim(model, batches, executor=executor, checkpoint=checkpoint, **options)
 
 
 def same(one, other):
@@ -71,6 +72,12 @@ def test_two_machines_give_the_answer_of_one_thread(ray, small_blocks, tmp_path)
         assert same(trimmed(LocalExecutor(1), **options), trimmed(ray, folder, **options))
     workers = {line.rsplit('"worker"')[1] for line in (tmp_path / "log.jsonl").read_text().splitlines()}
     assert len(workers) >= 2
+
+
+def test_workers_capture_their_share_of_the_batches(cluster, small_blocks):
+    with Ray(cluster.address, timeout=120, captures=True) as executor:
+        for scheme in ("parallel", "cascade"):
+            assert same(trimmed(LocalExecutor(1), scheme=scheme), trimmed(executor, scheme=scheme))
 
 
 def test_shared_tensors_are_put_once_and_let_go(ray):

@@ -106,6 +106,7 @@ def test_the_download_takes_the_next_mirror_and_checks_what_came(small, tmp_path
 
 def test_without_any_mirror_the_error_says_why(small, monkeypatch):
     pooch = pytest.importorskip("pooch")
+
     def retrieve(*args, **kwargs):
         raise OSError("no route to host")
 

@@ -8,6 +8,7 @@ import torch
 from nettrim.errors import DataError
 from nettrim.experiments.mnist import VARIABLE
 from nettrim.experiments.spiral import cmu_spirals, load_spirals
+from nettrim.experiments.training import mlp, start_as_h2o
 
 
 def table(count: int = 200) -> str:
@@ -50,3 +51,18 @@ def test_another_layout_is_refused(folder, text):
     (folder / "h2o_spiral.csv").write_text(text)
     with pytest.raises(DataError, match=r"h2o_spiral\.csv"):
         load_spirals()
+
+
+def test_networks_start_as_h2o_starts_them():
+    points = cmu_spirals().points
+    model = mlp((2, 50, 40, 2))
+    start_as_h2o(model, points, seed=0)
+    first, second, last = (module for module in model if isinstance(module, torch.nn.Linear))
+    reach = math.sqrt(6 / 52) / points.std(0)
+    assert (first.weight.abs() <= reach).all() and (first.weight.abs().amax(0) > 0.9 * reach).all()
+    assert float(second.weight.detach().abs().max()) == pytest.approx(math.sqrt(6 / 90), rel=0.01)
+    assert float(last.weight.detach().abs().max()) == pytest.approx(4 * math.sqrt(6 / 42), rel=0.1)
+    assert [set(layer.bias.tolist()) for layer in (first, second, last)] == [{0.5}, {1.0}, {0.0}]
+    again = mlp((2, 50, 40, 2))
+    start_as_h2o(again, points, seed=0)
+    assert torch.equal(first.weight, next(again.parameters()))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from nettrim.layerwise import Answer
 
-_NEAR = 0.05  # the largest relative miss of eps that is left to the last step, which scales the shares
+_NEAR = 0.05  # the largest relative miss of eps, on those rows that make up for it, that is left to the last step
 _SHARE = 1 / 16  # of the tolerance that a miss may cost
 _ROUNDS = 20  # after which the nearest that was found must do
 _FLAT = 0.05  # a slope under which a secant leads nowhere
@@ -27,8 +27,9 @@ def next_multiplier(answers: Sequence[Answer], epsilon: float, tolerance: float)
     last = answers[-1]
     if len(answers) >= _ROUNDS or last.gap(epsilon) <= tolerance / 2:
         return None
-    miss = abs(math.sqrt(last.square) / epsilon - 1)
-    if miss <= _NEAR and last.multiplier * (miss * epsilon) ** 2 <= _SHARE * tolerance * last.objective:
+    moving = last.square - last.settled
+    miss = abs(math.sqrt(last.square) / epsilon - 1) * (last.square / moving if moving > 0 else math.inf)
+    if miss <= _NEAR and last.multiplier * moving * miss**2 <= _SHARE * tolerance * last.objective:
         return None  # what the miss costs the bound, and the weights, to second order
     points = sorted((0.5 / answer.multiplier, math.sqrt(answer.square)) for answer in answers)
     below = [point for point in points if point[1] <= epsilon]

@@ -21,7 +21,7 @@ from nettrim.recipe import Recipe
 _ROWS = 64  # the fewest neurons worth a block: a block factors the inputs' Gram matrix anew ...
 _WIDTH = 16  # ... so a wide layer has as many more as keep that at a few percent of the work
 _JOINT_ROWS = 128  # the fewest neurons worth a part of a joint budget ...
-_JOINT_PARTS = 4  # ... and the fewest parts: to solve them at several multipliers takes several times the work
+_JOINT_PARTS = 4  # ... and the fewest parts: they are solved several times each, at one multiplier after another
 
 
 @dataclass(frozen=True, eq=False)

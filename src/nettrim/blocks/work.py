@@ -110,6 +110,7 @@ class LayerWork:
             torch.cat([state.weight for state in priced]),
             torch.cat([state.dual for state in priced], dim=1),
             torch.cat([state.squares for state in priced]),
+            torch.cat([state.settled for state in priced]),
         )
         return Answer.over([answer for answer, _ in found]), Held(joined), done
 
@@ -128,7 +129,8 @@ def _pieces(part: Part, state: Priced | None, count: int) -> Sequence[tuple[Part
         stop = start + len(piece.rows)
         own = None
         if state is not None:
-            own = Priced(state.weight[start:stop], state.dual[:, start:stop], state.squares[start:stop])
+            cut = slice(start, stop)
+            own = Priced(state.weight[cut], state.dual[:, cut], state.squares[cut], state.settled[cut])
         found.append((piece, own))
         start = stop
     return found

@@ -11,7 +11,7 @@ from nettrim.experiments.checkpoints import Cell, as_state, of_state
 from nettrim.experiments.context import Context
 from nettrim.experiments.pruning import count_weights
 from nettrim.experiments.spiral import Spirals
-from nettrim.experiments.training import Training, accuracy, mlp, seeded, train
+from nettrim.experiments.training import Training, accuracy, mlp, seeded, start_as_h2o, train
 
 PREFIX = "dense."
 
@@ -19,10 +19,11 @@ PREFIX = "dense."
 def trained(
     context: Context, data: Spirals, hidden: int, how: Mapping[str, Any], seed: int, key: str
 ) -> tuple[nn.Sequential, Cell]:
-    """A network 2-hidden-hidden-2 trained as `how` says ("dropout" and the fields of Training)."""
+    """A network 2-hidden-hidden-2 that starts as H2O's do, trained as `how` says ("dropout" and Training's fields)."""
     dropout = float(how.get("dropout", 0.0))
     recipe = Training(**{name: value for name, value in how.items() if name != "dropout"})
     model = seeded(mlp, (2, hidden, hidden, 2), dropout, seed=seed)
+    start_as_h2o(model, data.points, seed)
 
     def make() -> Cell:
         loss = train(model, data.points, data.labels, recipe, seed)

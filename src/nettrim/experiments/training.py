@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,6 +57,24 @@ def seeded(build: type | object, *arguments: object, seed: int) -> nn.Sequential
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(*arguments)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def start_as_h2o(model: nn.Sequential, inputs: Tensor, seed: int) -> None:
+    """Draw a perceptron's first weights as H2O does, which A trained with, in place.
+
+    Uniform within sqrt(6 / (fan in + fan out)), four times that in the last layer; biases .5 in the first layer, 1 in
+    the other hidden ones, 0 in the last; inputs scaled to a standard deviation of 1. Hidden units are then on for most
+    samples, so that responses are far nearer to a space of few dimensions than from PyTorch's own start.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = [module for module in model if isinstance(module, nn.Linear)]
+    for place, layer in enumerate(layers):
+        last = place == len(layers) - 1
+        reach = (4 if last else 1) * math.sqrt(6 / (layer.in_features + layer.out_features))
+        layer.weight.uniform_(-reach, reach, generator=generator)
+        layer.bias.fill_(0.0 if last else 0.5 if place == 0 else 1.0)
+    layers[0].weight.div_(inputs.std(0))
 
 
 def train(

@@ -28,6 +28,7 @@ from nettrim.solvers import Solution, Status
 _SHARPER = (
     0.25  # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
 )
+_LITTLE = 0.02  # of the rows' mean penalty: a relative gap of rows with less would cost much and change nothing
 _FLOOR = 1e-7  # share of eps^2 kept for rows that use nothing of it, lest their budgets be zero
 _ROUGH = 1e-2  # relative gap at which a sample of rows tells the multiplier
 
@@ -39,6 +40,7 @@ class Priced:
     weight: Tensor  # (rows, in [+ 1])
     dual: Tensor  # (samples, rows)
     squares: Tensor  # (rows,) float64, squared distances that count in the ball
+    settled: Tensor  # (rows,) bool: rows that keep these weights, as next to nothing is left to gain in them
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Answer:
 
     multiplier: float  # lambda
     square: float  # of the distances that count in the ball
-    settled: float  # the part of it in rows whose penalty is zero: what they will keep
+    settled: float  # the part of it in settled rows: what they will keep
     objective: float  # the penalty alone
     bound: float  # on penalty + lambda * squared distances
     iterations: int = 0
@@ -78,7 +80,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a joint epsilon is dealt out: row m gets scale * d_m, rows with zero penalty keep the d_m they have."""
+    """How a joint epsilon is dealt out: row m gets scale * d_m, settled rows keep the d_m they have."""
 
     scale: float
     floor: float = 0.0  # the least that a row gets
@@ -102,16 +104,17 @@ def price(
     solution = means.solve(program, _SHARPER * task.recipe.tolerance, initial)
     squares = solution.certificate.group_discrepancy.square().cpu()
     value = program.penalty.to(solution.weight).value(solution.weight).to(torch.float64).cpu()
+    settled = value <= _LITTLE * value.mean()
     answer = Answer(
         multiplier=multiplier,
         square=float(squares.sum()),
-        settled=float(squares[value == 0].sum()),
+        settled=float(squares[settled].sum()),
         objective=float(value.sum()),
         bound=solution.certificate.bound,
         iterations=solution.iterations,
         seconds=solution.seconds,
     )
-    return answer, Priced(solution.weight, solution.dual, squares)
+    return answer, Priced(solution.weight, solution.dual, squares, settled)
 
 
 def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, means: Means) -> LayerOutcome:
@@ -127,8 +130,7 @@ def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, m
     settled = torch.zeros(len(squares), dtype=torch.bool)
     initial = piece.dense.to(program.inputs)
     if priced is not None:
-        value = program.penalty.to(priced.weight).value(priced.weight).cpu()
-        settled = value == 0
+        settled = priced.settled
         epsilon = torch.where(settled, squares.sqrt(), epsilon)
         initial = initial + min(shares.scale, 1.0) * (priced.weight - initial)  # feasible where dense weights are exact
     own = replace(piece, program=replace(program, epsilon=epsilon, groups=torch.arange(len(squares))))

@@ -11,6 +11,7 @@ from nettrim.solvers.lp import lp_available as lp_available
 from nettrim.solvers.lp import solve_lp as solve_lp
 from nettrim.solvers.refit import refit as refit
 from nettrim.solvers.solve import solve as solve
+from nettrim.solvers.solve import solve_path as solve_path
 from nettrim.solvers.standard_forms import QCQP as QCQP
 from nettrim.solvers.standard_forms import QP as QP
 from nettrim.solvers.standard_forms import qcqp_of as qcqp_of

@@ -16,12 +16,18 @@ from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
 from nettrim.solvers.problem import Problem
-from nettrim.solvers.repair import is_feasible, repair
+from nettrim.solvers.repair import is_feasible, make_feasible, repair
 
-_CHECKS = (60, 110, 180, 280)  # ADMM iterations after which a candidate is polished; later ones are 1.6 times apart
+# ADMM iterations after which a candidate is polished; later ones are 1.6 times apart. Bounds that must hold take ADMM
+# longer to find.
+_CHECKS = (60, 110, 180, 280)
+_STRICT_CHECKS = (110, 180, 280, 450)
 _DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
-_INTERIOR_CHECKS = 2  # checks after which groups still open leave ADMM for the interior-point method
-_EXACT_CHECKS = 2  # checks after which an exact group goes to the linear-programming solver
+_INTERIOR_CHECKS = 1  # checks after which groups still open leave ADMM for the interior-point method
+_EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-programming solver
+_FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
+_WARM_STEPS = 20  # of the polish from a guess made elsewhere, which may be far
+_LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
 _AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
 
 
@@ -36,12 +42,19 @@ class Outcome:
     gemms: float
 
 
-def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_iterations: int) -> Outcome:
-    """Solve all budget groups of `problem` (at least one row each); `initial` (rows, in) is scaled and feasible."""
+def solve_block(
+    problem: Problem, tolerance: float, initial: Tensor | None, max_iterations: int, guess: Guess | None = None
+) -> Outcome:
+    """Solve all budget groups of `problem` (at least one row each); `initial` (rows, in) is scaled and feasible.
+
+    `guess` is what a program like this one ended with: groups that the polish certifies from there need no more.
+    """
     block = _Block(problem, tolerance, initial)
     check, gemms, done = 0, 0.0, 0
+    if guess is not None and isinstance(problem.penalty, L1):
+        gemms += block.start_from(guess)
     while bool(block.open.any()):
-        target = min(_next_check(check), max_iterations)
+        target = min(_next_check(check, strict=problem.soft is not None), max_iterations)
         while block.state.iteration < target:
             block.state.step()
         share = len(block.rows) / problem.rows
@@ -51,7 +64,7 @@ def solve_block(problem: Problem, tolerance: float, initial: Tensor | None, max_
         if check >= _EXACT_CHECKS:
             block.solve_exact()
         if check >= _INTERIOR_CHECKS:
-            block.follow_path()
+            gemms += block.follow_path()
         if check >= _DOUBT or target == max_iterations:
             block.repair()
             block.state.retry(check - _DOUBT)
@@ -80,6 +93,17 @@ class _Block:
         self.rows = torch.arange(problem.rows)  # rows of the block that the state holds
         self.groups = torch.arange(count)  # groups of the block that the state holds
 
+    def start_from(self, guess: Guess) -> float:
+        """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
+        found = polish(self.problem, guess, self.tolerance, max_steps=_WARM_STEPS)
+        self._keep(found, self.rows, self.groups)
+        self._close()
+        gemms = 4.0 * found.steps
+        if int(self.open.sum()) <= _FEW * len(self.open):
+            gemms += self.follow_path(guess.u)
+        self.narrow()
+        return gemms
+
     def improve(self, last: bool) -> int:
         """Judge the present iterate, keep what is better of weights and of multipliers; returns the polish's steps."""
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
@@ -100,7 +124,9 @@ class _Block:
         block."""
         local = torch.searchsorted(groups, self.problem.groups.cpu()[rows])
         better = (found.objective < self.objective[groups]).cpu()
+        sound = torch.isfinite(found.dual).all(dim=1).cpu()
         tighter = (found.bound > self.bound[groups]).cpu()
+        tighter[local[~sound]] = False
         self.weight[rows[better[local]]] = found.weight[better[local]]
         self.dual[rows[tighter[local]]] = found.dual[tighter[local]]
         self.objective[groups[better]] = found.objective[better]
@@ -109,25 +135,57 @@ class _Block:
     def _close(self) -> None:
         self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
 
-    def follow_path(self) -> None:
-        """Give the open groups of an l1 problem to the interior-point method, once, and land on the vertex it shows."""
+    def follow_path(self, near: Tensor | None = None) -> float:
+        """Give the open groups of an l1 problem to the interior-point method, once, and land on the vertex it shows.
+
+        Returns the work in products of the inputs with all of the block's weights.
+        """
         wanted = self.open & ~self.followed
         if self.problem.epsilon is not None:
             wanted &= self.problem.epsilon.cpu() > 0
         if not isinstance(self.problem.penalty, L1) or not bool(wanted.any()):
-            return
+            return 0.0
         self.followed |= wanted
         rows, groups = wanted[self.problem.groups.cpu()].nonzero()[:, 0], wanted.nonzero()[:, 0]
         problem = self.problem.select(rows.to(self.problem.groups.device))
-        central = solve_interior(problem, self.tolerance)
-        vertex = polish(problem, central.guess, self.tolerance)
-        bound = torch.maximum(central.found.bound, vertex.bound)
-        landed = relative_gap(vertex.objective, bound) <= _AIM * self.tolerance
-        # the path's own weights, some of them tiny, only where there is no vertex to be had
-        central = replace(central.found, objective=torch.where(landed, torch.inf, central.found.objective))
-        self._keep(vertex, rows, groups)
-        self._keep(central, rows, groups)
+        central = solve_interior(problem, self.tolerance, self._present(rows) if near is None else near[rows])
+        found, guess = central.found, central.guess
+        self._keep(found, rows, groups)
         self._close()
+        # a vertex is worth the polish where the path's own weights are not certified or not as sparse
+        more = problem.group_sum(((found.weight != 0).sum(dim=1) - (guess.u != 0).sum(dim=1)).to(torch.float64))
+        lacking = (self.open[groups] | (more.cpu() > 0)).nonzero()[:, 0]
+        if len(lacking):
+            self._land(problem, guess, rows, groups, lacking)
+        return central.gemms * len(rows) / self.problem.rows
+
+    def _land(self, problem: Problem, guess: Guess, rows: Tensor, groups: Tensor, wanted: Tensor) -> None:
+        """Polish the guesses of the groups `wanted` of `problem`, whose rows and groups in the block are given."""
+        local = torch.isin(problem.groups.cpu(), wanted).nonzero()[:, 0]
+        there = local.to(problem.groups.device)
+        binding = None if guess.binding is None else guess.binding[there]
+        part = Guess(guess.u[there], guess.dual[there], binding, guess.tau[wanted.to(guess.tau.device)])
+        vertex = polish(problem.select(there), part, self.tolerance, max_steps=_LANDING_STEPS)
+        block_groups = groups[wanted]
+        bound = torch.maximum(vertex.bound, self.bound[block_groups])
+        landed = relative_gap(vertex.objective, bound) <= _AIM * self.tolerance
+        weight, objective = vertex.weight.clone(), vertex.objective.clone()
+        for index in (~landed).nonzero()[:, 0].tolist():  # no vertex: as few weights as the path shows, moved a little
+            place = (problem.groups[there] == wanted[index]).nonzero()[:, 0]
+            point = make_feasible(problem.select(there[place]), part.u[place])
+            if point is not None:
+                weight[place] = point
+                objective[index] = problem.penalty.rows(there[place]).value(point).sum()
+        landed = relative_gap(objective, bound) <= _AIM * self.tolerance
+        vertex = replace(vertex, weight=weight, objective=objective)
+        # a vertex takes the place of the path's own weights, some of them tiny, though these may cost a little less
+        self.objective[block_groups] = torch.where(landed, torch.inf, self.objective[block_groups])
+        self._keep(vertex, rows[local], block_groups)
+        self._close()
+
+    def _present(self, rows: Tensor) -> Tensor:
+        """ADMM's present weights of some rows of the block."""
+        return self.state.w[torch.searchsorted(self.rows, rows)].to(torch.float64)
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""
@@ -179,10 +237,11 @@ class _Block:
                 self.ending[group] = Ending.INITIAL
 
 
-def _next_check(number: int) -> int:
-    if number < len(_CHECKS):
-        return _CHECKS[number]
-    return int(_CHECKS[-1] * 1.6 ** (number - len(_CHECKS) + 1))
+def _next_check(number: int, *, strict: bool) -> int:
+    checks = _STRICT_CHECKS if strict else _CHECKS
+    if number < len(checks):
+        return checks[number]
+    return int(checks[-1] * 1.6 ** (number - len(checks) + 1))
 
 
 def _candidate(state: admm.Admm, dual: Tensor, tolerance: float, last: bool) -> Polished:

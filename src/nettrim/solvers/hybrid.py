@@ -15,8 +15,9 @@ from nettrim.programs.penalties import L1
 from nettrim.solvers.base import Solution
 from nettrim.solvers.block import solve_block
 from nettrim.solvers.finish import Ending, finish
+from nettrim.solvers.polish import Guess
 from nettrim.solvers.presolve import presolve
-from nettrim.solvers.problem import make_design, make_problem
+from nettrim.solvers.problem import Problem, make_design, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
@@ -44,7 +45,9 @@ class Hybrid:
         if self.rows_per_block is not None and self.rows_per_block < 1:
             raise InputError(should("rows_per_block", "at least 1, or None", repr(self.rows_per_block)))
 
-    def solve(self, program: Program, tolerance: float, initial: Tensor | None = None) -> Solution:
+    def solve(
+        self, program: Program, tolerance: float, initial: Tensor | None = None, warm: Solution | None = None
+    ) -> Solution:
         """Solve `program`; rows with budgets of their own are solved in blocks, the others together."""
         began = time.perf_counter()
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
@@ -54,18 +57,19 @@ class Hybrid:
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
-            guess = None if initial is None else initial[reduced.rows][:, reduced.columns]
+            dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
             exact = inner.epsilon is not None and bool((inner.epsilon == 0).any())
             precision = inner.inputs.dtype if isinstance(inner.penalty, L1) and not exact else torch.float64
             design = make_design(inner.inputs, precision)
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
-                start = None if guess is None else guess[block].to(problem.lower) / problem.weight_scale
+                rows = reduced.rows[block]
+                start = None if dense is None else dense[block].to(problem.lower) / problem.weight_scale
                 patience = (
                     min(self.max_iterations, _PATIENCE) if self.rescue and can_rescue(problem) else self.max_iterations
                 )
-                outcome = solve_block(problem, tolerance, start, patience)
-                rows = reduced.rows[block]
+                guess = None if warm is None else _guess(problem, warm, rows, reduced.columns)
+                outcome = solve_block(problem, tolerance, start, patience, guess)
                 weight[rows[:, None], reduced.columns] = outcome.weight * problem.weight_scale
                 dual[:, rows] = outcome.dual.T * problem.dual_scale
                 for row, group in zip(rows.tolist(), problem.groups.tolist(), strict=True):
@@ -96,3 +100,14 @@ class Hybrid:
                 block = []
             block.extend(members)
         yield torch.tensor(block)
+
+
+def _guess(problem: Problem, warm: Solution, rows: Tensor, columns: Tensor) -> Guess:
+    """Another program's solution, seen as a guess for this one."""
+    weight = warm.weight[rows][:, columns].to(problem.inputs_t) / problem.weight_scale
+    dual = warm.dual[:, rows].T.to(problem.inputs_t) / problem.dual_scale
+    soft, _ = problem.distance(problem.design.forward(weight))
+    inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
+    reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
+    binding = None if problem.soft is None else ~problem.soft & ((dual != 0) | (problem.lower == problem.upper))
+    return Guess(weight, dual, binding, reach / pull.clamp(min=1e-300))

@@ -8,6 +8,8 @@ from torch import Tensor
 from nettrim.solvers.problem import Problem
 
 _PASSES = 20
+_MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
+_LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse
 _CAUTION = 8  # passes after which only the worst feature enters
 
 
@@ -19,7 +21,7 @@ class RowModel:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.inputs, self.inputs_t = problem.inputs, problem.inputs_t
+        self.inputs, self.inputs_t, self.total = problem.inputs, problem.inputs_t, problem.design.total
         device = self.inputs_t.device
         self.features = torch.empty(0, dtype=torch.int64, device=device)
         self.active = torch.zeros(self.inputs.shape[0], dtype=torch.bool, device=device)
@@ -30,12 +32,15 @@ class RowModel:
         self.constant = 0.0
         self.tiny = 0.0  # weights below are zero to rounding
         self.dirty = True
+        self.hopeless = False  # more bounds bind than weights could meet: not a vertex that this method finds
 
     def update(self, wanted: Tensor, active: Tensor) -> None:
         """Extend the working set to the mask `wanted`, and let the samples in the mask `active` count."""
         changed = (active != self.active).nonzero()[:, 0]
-        picked = active.nonzero()[:, 0]
-        if len(self.features) and len(changed) < len(picked) // 2:
+        count = int(active.sum())
+        fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
+        picked = (active if fewer else ~active).nonzero()[:, 0]
+        if len(self.features) and len(changed) < len(picked):
             part = self.inputs.index_select(0, changed).index_select(1, self.features)
             signed = torch.where(active[changed][:, None], part, -part)
             self.gram = self.gram + (signed.T @ part).to(self.gram.dtype)
@@ -51,6 +56,8 @@ class RowModel:
         features = torch.cat([self.features, added])
         part = self.inputs.index_select(0, picked).index_select(1, features)
         cross = (part.T @ part[:, len(self.features) :]).to(self.gram.dtype)
+        if not fewer:
+            cross = self.total[features[:, None], added] - cross
         size = len(features)
         gram = self.gram.new_empty(size, size)
         gram[: len(self.features), : len(self.features)] = self.gram
@@ -104,6 +111,10 @@ class RowModel:
 
     def _saddle(self, gram: Tensor, rhs: Tensor, hard: Tensor) -> Tensor:
         count, size = hard.shape[1], len(gram)
+        if count > _MOST_BINDING * (size + 1):
+            self.hopeless = True
+            self.nu0 = self.nu1 = gram.new_zeros(count)
+            return torch.zeros_like(rhs)
         pressure = float((hard**2).sum()) / max(count, 1)
         scale = max(float(gram.diagonal().mean()), pressure) + 1e-300
         system = gram.new_zeros(size + count, size + count)
@@ -116,7 +127,8 @@ class RowModel:
         right[size:, 0] = self.edge
         solution, _ = torch.linalg.solve_ex(system, right)
         if not bool(torch.isfinite(solution).all()):
-            solution = torch.linalg.pinv(system, hermitian=True) @ right
+            self.hopeless |= len(system) > _LARGEST_SINGULAR
+            solution = torch.zeros_like(right) if self.hopeless else torch.linalg.pinv(system, hermitian=True) @ right
         self.nu0, self.nu1 = solution[size:, 0], solution[size:, 1]
         return solution[:size]
 
@@ -164,6 +176,11 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
     """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes."""
     groups = problem.groups.tolist()
     for number in range(_PASSES):
+        lost = {groups[row] for row in rows if models[row].hopeless}
+        if lost:
+            rows = [row for row in rows if groups[row] not in lost]
+        if not rows:
+            return
         for row in rows:
             if models[row].dirty:
                 models[row].solve()

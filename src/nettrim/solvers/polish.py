@@ -104,6 +104,8 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         for row in rows:
             _refresh(problem, state, costs, free, gradient[row], float((soft[row] ** 2).sum()), t[row], row)
         solve_passes(problem, state.models, state.tau, rows, margin)
+        hopeless = problem.groups[[row for row in rows if state.models[row].hopeless]]
+        live[hopeless] = False
         for row in rows:
             _take(problem, state, row)
         state.z[rows] = state.u[rows] @ problem.inputs_t

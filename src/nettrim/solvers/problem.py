@@ -46,6 +46,13 @@ class Design:
         """Some samples (index), (count, in) float64."""
         return self.inputs.index_select(0, samples).to(torch.float64)
 
+    def restrict(self, samples: Tensor) -> Design:
+        """Some samples (index) only; ADMM's factor stays that of all."""
+        part = self.rows(samples)
+        return replace(
+            self, inputs=self.inputs.index_select(0, samples), inputs_t=part.T.contiguous(), total=part.T @ part
+        )
+
     def gram_of(self, chosen: Tensor) -> Tensor:
         """X'X over the samples in the mask `chosen`; from the complement where that is smaller."""
         count = int(chosen.sum())
@@ -115,6 +122,16 @@ class Problem:
             epsilon=None if self.epsilon is None else self.epsilon[kept],
             groups=groups,
             penalty=self.penalty.rows(index),
+        )
+
+    def restrict(self, samples: Tensor) -> Problem:
+        """The problem on some samples (index) only."""
+        return replace(
+            self,
+            design=self.design.restrict(samples),
+            lower=self.lower[:, samples],
+            upper=self.upper[:, samples],
+            soft=None if self.soft is None else self.soft[:, samples],
         )
 
     def cast(self, weight: Tensor) -> Tensor:

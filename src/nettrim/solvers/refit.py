@@ -9,8 +9,6 @@ neuron on held-back samples, because an unregularised refit can overfit.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -145,7 +143,7 @@ def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(start.device)
     held, used = order[: int(_VALIDATION * count)].sort().values, order[int(_VALIDATION * count) :].sort().values
     held_features = problem.inputs_t.index_select(1, held)
-    used_part = _restrict(problem, used)
+    used_part = problem.restrict(used)
     chosen = torch.zeros(problem.rows, dtype=torch.float64, device=start.device)
     for row in range(problem.rows):
         u, least = start[row], torch.inf
@@ -158,19 +156,6 @@ def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
                 break
             chosen[row], least = strength, error
     return chosen
-
-
-def _restrict(problem: Problem, samples: Tensor) -> Problem:
-    """The problem on some samples only."""
-    design = problem.design
-    part = replace(design, inputs=design.inputs[samples], inputs_t=design.inputs_t.index_select(1, samples))
-    return replace(
-        problem,
-        design=part,
-        lower=problem.lower[:, samples],
-        upper=problem.upper[:, samples],
-        soft=None if problem.soft is None else problem.soft[:, samples],
-    )
 
 
 def _never_worse(problem: Problem, fitted: Tensor, start: Tensor, result: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,17 +21,19 @@ def solve(
     *,
     solver: Solver | None = None,
     initial: Tensor | None = None,
+    warm: Solution | None = None,
     memory_budget: int | None = None,
     device: torch.device | str | None = None,
 ) -> Solution:
     """Solve `program` to a relative optimality gap of `tolerance` and certify the answer.
 
     `initial` (out, in) is a feasible point such as the dense weights: a warm start, and the answer of last resort.
-    `memory_budget` bounds the bytes of working arrays beside the program itself. `device` moves the work there; the
-    answer comes back to the program's device. Never raises for a hard program: `Solution.status` says how each neuron
-    ended.
+    `warm` is the solution of a program that differs little, such as another epsilon of a path (see `solve_path`): the
+    default solver looks near its vertex first; other solvers ignore it. `memory_budget` bounds the bytes of working
+    arrays beside the program itself. `device` moves the work there; the answer comes back to the program's device.
+    Never raises for a hard program: `Solution.status` says how each neuron ended.
 
-    Raises InputError for a tolerance outside (0, 1), DataError for an `initial` of the wrong shape.
+    Raises InputError for a tolerance outside (0, 1), DataError for an `initial` or `warm` of the wrong shape.
     """
     if not 0 < tolerance < 1:
         raise InputError(should("tolerance", "between 0 and 1", repr(tolerance)))
@@ -35,10 +41,34 @@ def solve(
         raise InputError(should("program", "a nettrim.Program", type(program).__name__, "Build one with Program.relu."))
     if initial is not None and (tuple(initial.shape) != program.shape or not bool(torch.isfinite(initial).all())):
         raise DataError(should("initial", f"finite and of shape {program.shape}", f"shape {tuple(initial.shape)}"))
+    if warm is not None and tuple(warm.weight.shape) != program.shape:
+        raise DataError(should("warm", f"a solution of shape {program.shape}", f"shape {tuple(warm.weight.shape)}"))
     if solver is None:
         solver = Hybrid() if memory_budget is None else Hybrid(memory_budget=memory_budget)
+    known = {"warm": warm} if warm is not None and isinstance(solver, Hybrid) else {}
     if device is None:
-        return solver.solve(program, tolerance, initial)
-    home = program.inputs.device
-    moved = program.to(torch.device(device))
-    return solver.solve(moved, tolerance, None if initial is None else initial.to(device)).to(home)
+        return solver.solve(program, tolerance, initial, **known)
+    home, there = program.inputs.device, torch.device(device)
+    if known:
+        known["warm"] = warm.to(there)
+    return solver.solve(program.to(there), tolerance, None if initial is None else initial.to(there), **known).to(home)
+
+
+def solve_path(
+    program: Program, epsilons: Sequence[Tensor | float], tolerance: float = 1e-4, **options: Any
+) -> list[Solution]:
+    """Solutions of `program` with each of `epsilons` in place of its own, every one started from the one before.
+
+    An epsilon is one number or one per budget group; neighbours should be close (a factor of 1.5 or less) for the warm
+    start to pay, and may go up or down. `options` are those of `solve`.
+
+    Raises what `solve` raises, and InputError for a regularised program, which has no epsilon.
+    """
+    if program.epsilon is None:
+        raise InputError("`program` is regularised and has no epsilon to vary; build it with an epsilon.")
+    solutions: list[Solution] = []
+    for epsilon in epsilons:
+        values = torch.as_tensor(epsilon, dtype=torch.float64, device=program.epsilon.device)
+        changed = replace(program, epsilon=values.expand_as(program.epsilon).clone())
+        solutions.append(solve(changed, tolerance, warm=solutions[-1] if solutions else None, **options))
+    return solutions

@@ -31,6 +31,7 @@ class Best:
         self.vertex = torch.zeros_like(self.weight)  # with all weights zero that vanish in the limit
         self.binding = torch.zeros_like(self.dual, dtype=torch.bool)  # hard samples whose bound is met in the limit
         self.tau = torch.ones_like(self.objective)
+        self.work = 0  # samples passed over by products with a weight, or their equivalents
 
     @property
     def gap(self) -> Tensor:
@@ -78,9 +79,21 @@ class Best:
         radius = group_sums((inside**2).sum(dim=1), path.groups, path.count).sqrt()
         self.tau[path.alive] = path.ball(torch.zeros_like(radius), radius)[0] * path.size / path.unit
 
+    def spread(self, part: Best, samples: Tensor) -> None:
+        """What was found on some samples (index), judged on all: the others have multipliers of zero."""
+        problem = self.problem
+        self.weight, self.vertex, self.tau = part.weight, part.vertex, part.tau
+        self.dual[:, samples], self.binding[:, samples] = part.dual, part.binding
+        soft, hard = problem.distance(problem.design.forward(problem.cast(self.weight)))
+        assert isinstance(problem.penalty, L1)
+        costs = problem.penalty.full(self.weight).expand(self.weight.shape)
+        pull = problem.design.back(self.dual)
+        self.objective, self.bound = judge(problem, self.weight, soft, hard, self.dual, pull, costs)
+
     def take(self, part: Best, groups: Tensor, rows: Tensor) -> None:
         """What was found for some groups, and their rows."""
         for name in ("weight", "vertex", "dual", "binding"):
             getattr(self, name)[rows] = getattr(part, name)
         for name in ("objective", "bound", "tau"):
             getattr(self, name)[groups] = getattr(part, name)
+        self.work += part.work

@@ -23,6 +23,8 @@ class Pair(NamedTuple):
 
 
 class Direction(NamedTuple):
+    """A step of the weights (rows, in), of the multipliers (rows, samples), and of each pair's two sides."""
+
     weight: Tensor
     dual: Tensor
     pairs: tuple[tuple[Tensor, Tensor], ...]
@@ -48,7 +50,7 @@ class System:
     damping: Tensor  # (groups,)
 
     @classmethod
-    def make(cls, path: Path, mu: Tensor) -> System:
+    def make(cls, path: Path, mu: Tensor, rough: Tensor) -> System:
         """Factor the equations of every row."""
         up, down, low, high = path.pairs
         product, pull = path.forward(path.weight), path.back(path.dual)
@@ -70,8 +72,9 @@ class System:
         stiffness = 1 / (up.value / up.dual + down.value / down.dual)
         stiffness = torch.where(path.free, 0.0, torch.where(path.banned, 1e30, stiffness))
         factors = []
+        rounded = rough[groups].tolist()
         for row in range(len(path.rows)):
-            gram = path.gram(row, curvature[row], float(tau[row]))
+            gram = path.gram(row, curvature[row], float(tau[row]), rounded[row])
             gram.diagonal().add_(stiffness[row])
             factors.append(_factor(gram))
         turn = _solve(factors, path.back(curvature * rate * inside))

@@ -17,6 +17,8 @@ _SHORT = 0.3  # a shorter step is tried once more as plain centring
 _STALL = 5  # steps without progress after which a group is given up
 _NEGLIGIBLE = 1e-8  # D relative to that of a sample in the ball, under which a sample does not bend anything
 _AIM = 0.05  # share of the tolerance at which a group is done
+_PRODUCTS = 18  # with the inputs that a step takes besides its matrices
+_ROUGH = 1e-3  # mu relative to its start, above which the matrices of Newton's equations may be rounded
 _END = 1e-5  # mu relative to its start, under which weights that vanish are told by ever finer cuts
 
 
@@ -109,6 +111,7 @@ class Path:
         counted = sum((pair.mask.sum(dim=1) for pair in self.pairs), torch.zeros(rows, device=target.device))
         self.number = self.sum(counted.to(torch.float64)).clamp(min=1)
         self.point_grams: dict[int, Tensor] = {}
+        self.work = 0  # samples that products with a weight, or their equivalents, have passed over
 
     def follow(self) -> tuple[Best, int]:
         """Newton steps until every group is certified or no longer improves, and their number."""
@@ -129,9 +132,11 @@ class Path:
                 self._narrow(wanted)
                 mu, first, least, stalled = mu[wanted], first[wanted], least[wanted], stalled[wanted]
             if not len(self.alive) or steps >= _MAX_STEPS:
+                best.work = self.work
                 return best, steps
             steps += 1
-            self._step(mu)
+            self.work += _PRODUCTS * self.weight.shape[0] * self.lower.shape[1]
+            self._step(mu, mu > _ROUGH * first)
 
     def _narrow(self, wanted: Tensor) -> None:
         """Keep only the groups in the mask `wanted`."""
@@ -163,10 +168,10 @@ class Path:
             new: self.point_grams[old] for new, old in enumerate(local.tolist()) if old in self.point_grams
         }
 
-    def _step(self, mu: Tensor) -> None:
-        """One predictor and corrector."""
+    def _step(self, mu: Tensor, rough: Tensor) -> None:
+        """One predictor and corrector; `rough` (groups,) says where the matrices may be rounded."""
         self.tighten()
-        system = System.make(self, mu)
+        system = System.make(self, mu, rough)
         nothing = tuple(torch.zeros_like(pair.value) for pair in self.pairs)
         first = system.direction(torch.zeros_like(mu), nothing)
         length = self._longest(first).clamp(max=1.0)
@@ -222,17 +227,24 @@ class Path:
         root = (mu**2 + square * radius**2).sqrt().clamp(min=1e-300)
         return square / (mu + root), square**2 / ((mu + root) ** 2 * root)
 
-    def gram(self, row: int, curvature: Tensor, tau: float) -> Tensor:
-        """X' diag(curvature) X of one row, its points taken from a matrix made once."""
+    def gram(self, row: int, curvature: Tensor, tau: float, rough: bool) -> Tensor:
+        """X' diag(curvature) X of one row, its points taken from a matrix made once; `rough` in working precision."""
         design = self.problem.design
         point = self.point[row]
         reference = min(float(curvature.max()), 1 / tau if tau > 0 else torch.inf)
         kept = (~point & (curvature > _NEGLIGIBLE * reference)).nonzero()[:, 0]
-        part = design.rows(kept)
-        gram = (part * curvature[kept][:, None]).T @ part
+        self.work += len(kept) * design.inputs.shape[1]
+        if rough:
+            part = design.inputs.index_select(0, kept)
+            gram = (part * curvature[kept][:, None].to(part.dtype)).T @ part
+            gram = gram.to(torch.float64)
+        else:
+            part = design.rows(kept)
+            gram = (part * curvature[kept][:, None]).T @ part
         if bool(point.any()):
             if row not in self.point_grams:
                 self.point_grams[row] = design.gram_of(point)
+                self.work += min(int(point.sum()), int((~point).sum())) * design.inputs.shape[1]
             gram += self.point_grams[row] * float(curvature[point].max())
         return gram
 

@@ -14,6 +14,7 @@ from nettrim.solvers.polish import Guess, Polished
 from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
+_SCREENS = 6  # sets of samples that are tried before all are taken
 _ELEMENTS = 1 << 18  # rows times samples that are worked on together
 
 
@@ -23,11 +24,13 @@ class Central:
 
     found: Polished
     guess: Guess
+    gemms: float  # work in units of one product of the inputs with all weights
 
 
-def solve_interior(problem: Problem, tolerance: float) -> Central:
+def solve_interior(problem: Problem, tolerance: float, near: Tensor | None = None) -> Central:
     """Solve every budget group of an l1 `problem`, to a gap well below `tolerance` where numbers allow it.
 
+    `near` (rows, in) are weights somewhere near the answer: they tell which one-sided samples are worth looking at.
     Weights that vanish on the central path are zero. Groups whose point is not feasible come back with an objective of
     infinity.
     """
@@ -35,20 +38,66 @@ def solve_interior(problem: Problem, tolerance: float) -> Central:
     steps = 0
     for groups, rows in _chunks(problem):
         part = problem.select(rows)
-        best, count = Path(part, tolerance, _STARTS[0]).follow()
-        for start in _STARTS[1:]:
-            missed = best.gap > tolerance
-            if not bool(missed.any()):
-                break
-            local = missed[part.groups].nonzero()[:, 0]
-            again, more = Path(part.select(local), tolerance, start).follow()
-            best.take(again, missed.nonzero()[:, 0], local)
-            count += more
+        best, count = _screened(part, tolerance, None if near is None else near[rows])
         whole.take(best, groups, rows)
         steps = max(steps, count)
     found = Polished(whole.weight, whole.objective, whole.dual, whole.bound, steps)
     binding = None if problem.soft is None else whole.binding
-    return Central(found, Guess(whole.vertex, whole.dual, binding, whole.tau))
+    gemms = whole.work / (problem.rows * problem.inputs.shape[0])
+    return Central(found, Guess(whole.vertex, whole.dual, binding, whole.tau), gemms)
+
+
+def _followed(problem: Problem, tolerance: float) -> tuple[Best, int]:
+    """The path from the fast start, and for groups that it failed from the safe one."""
+    best, count = Path(problem, tolerance, _STARTS[0]).follow()
+    for start in _STARTS[1:]:
+        missed = best.gap > tolerance
+        if not bool(missed.any()):
+            break
+        local = missed[problem.groups].nonzero()[:, 0]
+        again, more = Path(problem.select(local), tolerance, start).follow()
+        best.take(again, missed.nonzero()[:, 0], local)
+        count += more
+    return best, count
+
+
+def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[Best, int]:
+    """The path on the samples that can matter: all with a target, and of the one-sided ones those near their bound.
+
+    Nearly dead neurons have a target at few samples, and thousands of bounds that are never met. What the answer breaks
+    is added until nothing is broken; then multipliers of zero elsewhere make it the answer of the whole problem.
+    """
+    targets = (problem.lower == problem.upper).any(dim=0)
+    size = len(targets)
+    wanted = 2 * int(targets.sum()) + 2 * problem.inputs.shape[1]
+    steps = work = 0
+    product = torch.zeros_like(problem.lower) if near is None else problem.design.forward(near)
+    chosen = targets
+    for _ in range(_SCREENS):
+        slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
+        chosen = chosen | (slack < 0)
+        extra = wanted - int(chosen.sum())
+        if extra > 0:
+            order = torch.where(chosen, torch.inf, slack).argsort()[:extra]
+            chosen = chosen.index_fill(0, order, True)
+        if 2 * int(chosen.sum()) > size:
+            break
+        samples = chosen.nonzero()[:, 0]
+        part, count = _followed(problem.restrict(samples), tolerance)
+        steps += count
+        work += part.work + 2 * problem.rows * size
+        if not bool((part.gap <= tolerance).all()):
+            break
+        best = Best(problem)
+        best.spread(part, samples)
+        if bool((best.gap <= tolerance).all()):
+            best.work = work
+            return best, steps
+        product = problem.design.forward(part.weight)
+        wanted = int(wanted * 1.5)
+    best, count = _followed(problem, tolerance)
+    best.work += work
+    return best, steps + count
 
 
 def _chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
