@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,9 @@ def unit() -> float:
     return best
 
 
+@cache
 def fingerprint() -> str:
-    """Tells whether the solver's code is still that of a measurement."""
+    """Tells whether the solver's code is still that of a measurement; call it first when the code has been loaded."""
     digest = hashlib.sha256()
     for path in sorted(Path(nettrim.solvers.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

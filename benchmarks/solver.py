@@ -192,6 +192,7 @@ def main() -> int:
     if any(os.environ.get(name) != "1" for name in _THREADS):  # libraries read these when they are loaded
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict.fromkeys(_THREADS, "1"))
     torch.set_num_threads(1)
+    fingerprint()
     runs = [Run(entry, options) for entry in catalogue(options.rows)]
     runs = [run for run in runs if any(fnmatch.fnmatch(run.entry.name, pattern) for pattern in options.only)]
     kinds = [kind for kind in "PM" if any(fnmatch.fnmatch(f"scaling-{kind}", pattern) for pattern in options.only)]
