@@ -37,7 +37,7 @@ def finish(
 ) -> Solution:
     """The Solution of float64 answers: rows whose cast is not feasible fall back on `initial`, whole groups at a
     time."""
-    cast_weight, cast_dual = weight.to(program.inputs), dual.to(program.inputs)
+    cast_weight, cast_dual = weight.to(program.inputs), _within_range(program, dual).to(program.inputs)
     certificate = certify(program, cast_weight, cast_dual)
     allowed = _allowed_violation(program)
     fallback = torch.zeros(program.shape[0], dtype=torch.bool)
@@ -55,6 +55,19 @@ def finish(
         feasible = float(certificate.group_violation[group]) <= float(allowed[group]) and math.isfinite(gap)
         status.append(_status(ending[row], feasible, gap <= tolerance, bool(fallback[row])))
     return Solution(cast_weight, cast_dual, tuple(status), certificate)
+
+
+def _within_range(program: Program, dual: Tensor) -> Tensor:
+    """Multipliers that the program's dtype can hold: a group's may be scaled together, a bound only asks for their
+    direction."""
+    limit = torch.finfo(program.inputs.dtype).max ** 0.5
+    largest = dual.new_zeros(program.group_count).scatter_reduce(
+        0, program.groups.to(dual.device), dual.abs().amax(dim=0), "amax"
+    )
+    if program.penalty.couples_rows:
+        largest = largest.amax().expand_as(largest)
+    shrink = torch.where(largest > limit, limit / largest.clamp(min=1.0), 1.0)
+    return dual * shrink[program.groups.to(dual.device)]
 
 
 def _status(ending: Ending, feasible: bool, optimal: bool, fallback: bool) -> Status:

@@ -172,7 +172,7 @@ def _spd_solve(gram: Tensor, rhs: Tensor) -> Tensor:
     return vectors @ (inverse[:, None] * (vectors.T @ rhs))
 
 
-def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:
+def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
     """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes."""
     groups = problem.groups.tolist()
     for number in range(_PASSES):
@@ -195,8 +195,8 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
             models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
 
 
-def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: float) -> None:
-    """The scalar equation of each group: squared distance = (eps (1 - margin))^2."""
+def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
+    """The scalar equation of each group: squared distance = (eps (1 - margin))^2, `margin` (groups,)."""
     if problem.regularization is not None:
         tau.fill_(1 / (2 * problem.regularization))
         return

@@ -7,6 +7,7 @@ than a simplex method. The multipliers of the constraints are the r of our certi
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers.problem import Problem, make_design, make_problem
 
-_TIGHT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+_TOLERANCES = (1e-10, 1e-9, 1e-8, 1e-7)  # of HiGHS, tried in turn
 _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
 
 
@@ -72,7 +73,7 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
 
     Minimises the largest |Lambda| off the support among all vectors of the range with the right signs on it, so it
     holds whenever any does, but for kinks (samples with pre-activation zero), which get equal room. Prop. 2 (N), 3 (A).
-    Raises MissingExtraError without SciPy.
+    Warns where HiGHS could not decide. Raises MissingExtraError without SciPy.
     """
     inputs, weight = inputs.to(torch.float64), weight.to(torch.float64)
     active, kinks = split_samples(inputs, weight)
@@ -96,7 +97,7 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
         limits = np.r_[np.zeros(2 * off.sum()), -np.ones(kink.sum())]
         rows = np.r_[np.c_[outside, tied], np.c_[-outside, tied], below]
         bounds = [(None, None)] * count + [(0.0, None)]
-        result = _linprog(
+        problem = (
             objective,
             rows if len(rows) else None,
             limits if len(rows) else None,
@@ -104,8 +105,16 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
             np.sign(weight[support].numpy()),
             bounds,
         )
+        for tolerance in _TOLERANCES:  # HiGHS stops undecided now and then where rounding decides
+            result = _linprog(*problem, tolerance=tolerance)
+            if result.status in (0, 2):
+                break
         if result.status == 0:
             multipliers[used] = torch.as_tensor(result.x[:-1]) / scale
+        elif result.status != 2:
+            warnings.warn(
+                f"HiGHS neither found a dual certificate nor proved that there is none: {result.message}", stacklevel=2
+            )
     return check_dual_certificate(inputs, weight, multipliers)
 
 
@@ -188,9 +197,11 @@ def _linprog(
     equal: np.ndarray | None,
     target: np.ndarray | None,
     bounds: Any,
+    tolerance: float = 1e-10,
 ) -> Any:
     try:
         from scipy.optimize import linprog  # noqa: PLC0415  # an extra
     except ImportError as error:  # pragma: no cover - needs an installation without the extra
         raise MissingExtraError("scipy", "solvers") from error
-    return linprog(objective, rows, limits, equal, target, bounds, method="highs", options=_TIGHT)
+    options = {"primal_feasibility_tolerance": tolerance, "dual_feasibility_tolerance": tolerance}
+    return linprog(objective, rows, limits, equal, target, bounds, method="highs", options=options)

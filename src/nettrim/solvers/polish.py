@@ -25,6 +25,7 @@ from nettrim.solvers.problem import Problem
 
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
+_FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 
 
@@ -95,7 +96,7 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     soft, _ = problem.distance(state.z)
     gradient = -soft @ problem.inputs_t.T
     t = guess.dual @ problem.inputs_t.T
-    margin = problem.margin
+    margin = torch.full_like(objective, problem.margin)
     steps = 0
     while steps < max_steps:
         steps += 1
@@ -109,16 +110,19 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         for row in rows:
             _take(problem, state, row)
         state.z[rows] = state.u[rows] @ problem.inputs_t
-        soft, hard = problem.distance(state.z)
-        if problem.soft is not None:  # what the cast leaves of bounds that must hold
-            _, hard = problem.distance(problem.cast(state.u) @ problem.inputs_t)
+        soft, _ = problem.distance(state.z)
+        exact = problem.group_sum((soft**2).sum(dim=1))
+        seen_soft, seen_hard = problem.distance(problem.cast(state.u) @ problem.inputs_t)
         gradient = -soft @ problem.inputs_t.T
         present, pushed = _multipliers(problem, state, soft)
         t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
         if pushed is not None:
             t = t + pushed @ problem.inputs_t.T
         before_gap = relative_gap(objective, bound)
-        value, proved = judge(problem, state.u, soft, hard, present, t, costs)
+        value, proved = judge(problem, state.u, seen_soft, seen_hard, present, t, costs)
+        if problem.epsilon is not None:  # what the cast breaks is aimed further inside
+            broken = (value == torch.inf) & (exact.sqrt() <= problem.epsilon)
+            margin = torch.where(broken & live, (margin * _FURTHER).clamp(max=_FURTHEST), margin)
         better, tighter = live & (value < objective), live & (proved > bound)
         objective, bound = torch.where(better, value, objective), torch.where(tighter, proved, bound)
         rows_better, rows_tighter = better[problem.groups], tighter[problem.groups]

@@ -16,7 +16,7 @@ from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import fit_support
 
 _RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
-_HUGE = 1e6  # a proved lower bound this many times the plausible weight is called infeasible
+_HUGE = 1e5  # a proved lower bound this many times the plausible weight is called infeasible
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,5 @@ def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     gauge = float(problem.penalty.gauge(dual @ problem.inputs_t.T).max())
     plausible = 1.0 + float(fitted.abs().sum())
     if surplus > 0 and surplus > _HUGE * plausible * gauge:
-        return dual / max(gauge, 1e-300)
+        return dual / max(gauge, 1e-30 * float(dual.abs().max()))
     return None
