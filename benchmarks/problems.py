@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-import nettrim
 from nettrim.experiments.mnist import Images, cache_folder, has_mnist, load_digits_instead, load_mnist
 from nettrim.programs import Program
 from nettrim.solvers import solve
@@ -37,16 +36,13 @@ class Case:
 
     @property
     def live(self) -> Tensor:
-        """Mask of the neurons that respond to some sample."""
-        return _responds(self.program)
+        """Mask of the neurons with something to solve: they respond to some sample, or their slack excludes zero."""
+        lower, upper = self.program.lower, self.program.upper
+        return (lower.clamp(min=0) + upper.clamp(max=0) != 0).any(dim=0)
 
     def of(self, neurons: Tensor) -> Case:
         """The case of some of its neurons, whose budgets should be their own."""
         return replace(self, program=self.program.rows(neurons), initial=self.initial[neurons])
-
-
-def _responds(program: Program) -> Tensor:
-    return torch.nan_to_num(program.lower, neginf=0.0, posinf=0.0).abs().amax(dim=0) > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +189,8 @@ def regularised_case(case: Case) -> Case:
     return replace(case, program=program, epsilon=f"lambda {strength:.3g}", budget="none", spare=None)
 
 
-@lru_cache
-def trimmed_inputs(net: Net, layer: int, samples: int = 1000) -> Tensor:
-    """What a trimmed `layer` hands on: solved roughly on the first `samples`, since only its output matters here."""
-    inputs, responses = net.inputs[layer], net.responses[layer]
-    norms = responses[:samples].double().norm(dim=0)
-    program = nettrim.Program.relu(inputs[:samples], responses[:samples], 0.1 * norms, budget="neuron")
-    weight = solve(program, 1e-2, initial=net.weights[layer]).weight
-    return with_ones(torch.relu(inputs @ weight.T))
+def trimmed_inputs(net: Net, layer: int) -> Tensor:
+    """What `layer` hands on without the smaller half of each neuron's weights: what trimmed it does not matter here."""
+    weight = net.weights[layer]
+    kept = torch.where(weight.abs() >= weight.abs().median(dim=1, keepdim=True).values, weight, 0.0)
+    return with_ones(torch.relu(net.inputs[layer] @ kept.T))

@@ -39,6 +39,8 @@ class Record:
         self.data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"name": name}
 
     def set(self, key: str, value: Any) -> None:
+        if self.path.exists():  # another process may have measured other parts meanwhile
+            self.data.update(json.loads(self.path.read_text()))
         self.data[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".tmp")

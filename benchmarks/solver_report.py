@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import statistics
 from collections.abc import Iterable, Iterator
@@ -38,12 +39,14 @@ def _head(about: Data, cases: list[Data]) -> str:
     units += [1e3 * rival["unit"] for case in cases for rival in case.get("rivals", {}).values()]
     spread = f"{min(units):.0f} to {max(units):.0f} ms, median {statistics.median(units):.0f} ms" if units else "-"
     rows = sorted({case["rows"] for case in cases})
+    count = " to ".join(map(str, dict.fromkeys((rows[0], rows[-1])))) if rows else "-"
+    codes = ", ".join(sorted({case["state"]["solver"] for case in cases if "state" in case}))
     return f"""# Benchmarks of the solver
 
 Written by `make bench-solver` (`benchmarks/solver.py`), one file a case in
-[benchmarks/results/solver](../benchmarks/results/solver). Data: {about.get("data", "-")};
-torch {about.get("torch", "-")}.
-Machine: two CPU cores shared with other work, one used.
+[benchmarks/results/solver](../benchmarks/results/solver). Data: {about.get("data", "-")}, and scikit-learn's digits;
+torch {about.get("torch", "-")}. Machine: two CPU cores shared with other work, one used. Checksum of the solver's code:
+{codes}.
 
 ![CPU time a neuron beside the rivals, and against samples and neurons](../benchmarks/results/solver.svg)
 
@@ -52,9 +55,9 @@ How it is measured:
 - **Time** is CPU time of the process, everything on one thread. Other work shared the machine; a fixed float32 product
   of two 1000 x 1000 matrices, taken before every measurement, needed {spread}, so ratios carry noise.
 - **Ours**: `solve` at default settings, tolerance 1e-4, the dense weights as the start. Scaling, factor, repair and
-  certificate included, divided by the live neurons (those that respond to any sample). Where rivals run, the mean of
-  a solve before and one after them.
-- **Neurons**: the first {min(rows, default=0)} of each layer (more where the row says so), not all, to keep the time in
+  certificate included, divided by the live neurons (those for which zero weights are no answer). Where rivals run,
+  the mean of a solve before and one after them.
+- **Neurons**: the first {count} of each layer (the table's *live* says how many count), not all, to keep the time in
   hand. Hidden neurons are exchangeable, but the factor is spread over fewer than in a real layer, so ours looks a
   little slower than it is. SCS, Clarabel, OSQP and HiGHS get a few of these neurons, spread over the live ones.
 - **Ratio**: a rival's seconds a neuron over ours within the block. *Alone* is the same against a solve of ours of
@@ -68,7 +71,8 @@ How it is measured:
   stalls far from 1e-4); rho is the best of a grid on one neuron outside the measured set. The search is not charged,
   nor are the checks that stop each neuron.
 - **Accuracy** is judged by our certificate: the larger of gap and violation of the rival's answer as it came, or the
-  gap of our repair of it, whichever is better. Ours have to be feasible to 1e-9 in float64.
+  gap of our repair of it, whichever is better. Ours have to be feasible to 1e-9 in float64 (1e-6 of the responses'
+  norm where float32 weights have to meet equations).
 - **GEMMs**: work in units of one product `inputs @ weight.T` of the live neurons. *Told* is the solver's own count;
   *counted* is every matrix product and factor of the solve, wherever it happens, by torch's counter of
   floating-point operations, whatever their precision."""
@@ -235,8 +239,9 @@ def _robustness() -> list[str]:
 def _left(cases: list[Data], skipped: list[str]) -> list[str]:
     lines = [f"- {name}" for name in skipped]
     for case in cases:
-        for neuron, state in case["ours"].get("open", {}).items():
-            lines.append(f"- {case['name']}: neuron {neuron} ended {state}")
+        ends = collections.Counter(case["ours"].get("open", {}).values())
+        named = f"- {case['name']}"
+        lines += [f"{named}: {count} of {case['live']} neurons ended {state}" for state, count in ends.items()]
     return ["## Not run, or not certified", "", *lines] if lines else []
 
 
