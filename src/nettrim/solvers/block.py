@@ -82,7 +82,7 @@ class _Block:
     def __init__(self, problem: Problem, tolerance: float, initial: Tensor | None) -> None:
         count = problem.group_count
         self.problem, self.tolerance, self.initial = problem, tolerance, initial
-        self.weight = problem.lower.new_zeros(problem.rows, problem.inputs.shape[1])
+        self.weight = problem.lower.new_zeros(problem.rows, problem.design.width)
         self.dual = torch.zeros_like(problem.lower)
         self.objective = problem.lower.new_full((count,), torch.inf)
         self.bound = problem.lower.new_zeros(count)

@@ -14,10 +14,11 @@ from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers.base import Solution
 from nettrim.solvers.block import solve_block
+from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.polish import Guess
 from nettrim.solvers.presolve import presolve
-from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
@@ -60,7 +61,7 @@ class Hybrid:
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
             exact = inner.epsilon is not None and bool((inner.epsilon == 0).any())
             precision = inner.inputs.dtype if isinstance(inner.penalty, L1) and not exact else torch.float64
-            design = make_design(inner.inputs, precision)
+            design = make_design(inner.inputs, precision, self.memory_budget)
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
                 rows = reduced.rows[block]
@@ -104,8 +105,8 @@ class Hybrid:
 
 def _guess(problem: Problem, warm: Solution, rows: Tensor, columns: Tensor) -> Guess:
     """Another program's solution, seen as a guess for this one."""
-    weight = warm.weight[rows][:, columns].to(problem.inputs_t) / problem.weight_scale
-    dual = warm.dual[:, rows].T.to(problem.inputs_t) / problem.dual_scale
+    weight = warm.weight[rows][:, columns].to(problem.lower) / problem.weight_scale
+    dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale
     soft, _ = problem.distance(problem.design.forward(weight))
     inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
     reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
