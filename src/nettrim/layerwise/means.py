@@ -18,9 +18,13 @@ class Means:
     device: str | torch.device | None = None
     memory_budget: int | None = None
 
-    def solve(self, program: Program, tolerance: float, initial: Tensor | None) -> Solution:
+    def solve(
+        self, program: Program, tolerance: float, initial: Tensor | None, warm: Solution | None = None
+    ) -> Solution:
         """`nettrim.solve` by these means."""
-        return solve(program, tolerance, initial=initial, memory_budget=self.memory_budget, device=self.device)
+        return solve(
+            program, tolerance, initial=initial, warm=warm, memory_budget=self.memory_budget, device=self.device
+        )
 
 
 HERE = Means()  # on the program's own device
