@@ -92,7 +92,6 @@ def test_without_a_budget_the_samples_are_in_memory():
     assert measure(rows, 1 << 40, "not solving")["anonymous"] >= rows * 256 * 4
 
 
-@pytest.mark.xfail(reason="the solver and the refit keep copies of the inputs in float64", strict=False)
 def test_a_layer_is_trimmed_within_the_budget():
     rows = 1 << 16
     budget = rows * 256 * 4 // 4

@@ -54,7 +54,7 @@ class Hybrid:
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
-        reduced = presolve(program)
+        reduced = presolve(program, self.memory_budget)
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
@@ -88,9 +88,8 @@ class Hybrid:
         if program.penalty.couples_rows:
             yield torch.arange(rows)
             return
-        limit = self.rows_per_block or max(
-            1, self.memory_budget // (4 * _ARRAYS * (program.samples + program.shape[1]))
-        )
+        arrays = self.memory_budget // 2  # the other half may hold copies of the inputs
+        limit = self.rows_per_block or max(1, arrays // (4 * _ARRAYS * (program.samples + program.shape[1])))
         by_group: dict[int, list[int]] = {}
         for row, group in enumerate(program.groups.tolist()):
             by_group.setdefault(row if program.regularization is not None else group, []).append(row)
