@@ -136,7 +136,7 @@ def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, m
         initial = initial + min(shares.scale, 1.0) * (priced.weight - initial)  # feasible where dense weights are exact
     own = replace(piece, program=replace(program, epsilon=epsilon, groups=torch.arange(len(squares))))
     solution = _solve_rows(own, (~settled).nonzero()[:, 0], initial, priced, task.recipe.tolerance, means)
-    return finished(task, [own], [solution], started, (), math.inf)
+    return finished(task, [own], [solution], started, (), math.inf, means)
 
 
 def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> LayerOutcome:
