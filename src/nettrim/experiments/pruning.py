@@ -115,7 +115,7 @@ def seek(
         else:
             low = at if low is None else max(low, at)
         if low is None or high is None:
-            pull = math.log(max(target, 1e-12) / max(value, 1e-12))
+            pull = math.log(max(target * (1 - within / 2), 1e-12) / max(value, 1e-12))  # into the margin's middle
             step = max(-2.3, min(2.3, pull if rising else -pull))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
         else:

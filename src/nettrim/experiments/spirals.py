@@ -139,11 +139,12 @@ def _drawings(name: str, data: Spirals, dense: nn.Module, cell: Cell) -> dict[st
     new = [next(tensor for tensor in new if tensor.shape == matrix.shape) for matrix in old]
     grids = {"trained": _classes(dense, None), "trimmed": _classes(dense, state)}
     last = min(100, old[1].shape[0])
+    file = name.replace(" ", "-")
     return {
-        f"classifier-{name}": partial(figures.contours, grids, data.points, data.labels, _EXTENT),
-        f"adjacency-{name}": partial(plots.adjacency, old[1], new[1]),
-        f"topology-{name}": partial(figures.topology, {"before": old[1], "after": new[1]}, max(1, last - 19), last),
-        f"last-layer-{name}": partial(figures.stems, {"before": old[2], "after": new[2]}),
+        f"classifier-{file}": partial(figures.contours, grids, data.points, data.labels, _EXTENT),
+        f"adjacency-{file}": partial(plots.adjacency, old[1], new[1]),
+        f"topology-{file}": partial(figures.topology, {"before": old[1], "after": new[1]}, max(1, last - 19), last),
+        f"last-layer-{file}": partial(figures.stems, {"before": old[2], "after": new[2]}),
     }
 
 

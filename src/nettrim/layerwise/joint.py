@@ -101,7 +101,8 @@ def price(
         piece.program, epsilon=None, groups=torch.arange(piece.program.shape[0]), regularization=multiplier
     )
     initial = piece.dense.to(program.inputs) if start is None else start.weight
-    solution = means.solve(program, _SHARPER * task.recipe.tolerance, initial)
+    warm = None if start is None else _known(program, start.weight, start.dual)
+    solution = means.solve(program, _SHARPER * task.recipe.tolerance, initial, warm)
     squares = solution.certificate.group_discrepancy.square().cpu()
     value = program.penalty.to(solution.weight).value(solution.weight).to(torch.float64).cpu()
     settled = value <= _LITTLE * value.mean()
@@ -135,7 +136,7 @@ def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, m
         initial = initial + min(shares.scale, 1.0) * (priced.weight - initial)  # feasible where dense weights are exact
     own = replace(piece, program=replace(program, epsilon=epsilon, groups=torch.arange(len(squares))))
     solution = _solve_rows(own, (~settled).nonzero()[:, 0], initial, priced, task.recipe.tolerance, means)
-    return finished(task, [own], [solution], started, (), math.inf)
+    return finished(task, [own], [solution], started, (), math.inf, means)
 
 
 def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> LayerOutcome:
@@ -207,7 +208,9 @@ def _solve_rows(
     program = piece.program
     part = None
     if len(moving):
-        part = means.solve(program.rows(moving), _SHARPER * tolerance, initial[moving])
+        rows = program.rows(moving)
+        warm = None if priced is None else _known(rows, priced.weight[moving], priced.dual[:, moving])
+        part = means.solve(rows, _SHARPER * tolerance, initial[moving], warm)
         if priced is None and len(moving) == len(program.groups):
             return part
     assert priced is not None
@@ -223,3 +226,8 @@ def _solve_rows(
         certificate=certify(program, weight, priced.dual),
         iterations=0 if part is None else part.iterations,
     )
+
+
+def _known(program: Program, weight: Tensor, dual: Tensor) -> Solution:
+    """What a solver may start from: the answer of a program that differs a little from `program`."""
+    return Solution(weight, dual, (Status.GAP,) * len(weight), certify(program, weight, dual))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nettrim.programs import Program
-from nettrim.solvers import Solution, solve
+from nettrim.solvers import Solution, refit, solve
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,17 @@ class Means:
     device: str | torch.device | None = None
     memory_budget: int | None = None
 
-    def solve(self, program: Program, tolerance: float, initial: Tensor | None) -> Solution:
+    def solve(
+        self, program: Program, tolerance: float, initial: Tensor | None, warm: Solution | None = None
+    ) -> Solution:
         """`nettrim.solve` by these means."""
-        return solve(program, tolerance, initial=initial, memory_budget=self.memory_budget, device=self.device)
+        return solve(
+            program, tolerance, initial=initial, warm=warm, memory_budget=self.memory_budget, device=self.device
+        )
+
+    def refit(self, program: Program, weight: Tensor, seed: int) -> Tensor:
+        """`nettrim.solvers.refit` by these means."""
+        return refit(program, weight, seed=seed, memory_budget=self.memory_budget)
 
 
 HERE = Means()  # on the program's own device

@@ -19,7 +19,7 @@ from nettrim.layerwise.pieces import make_pieces
 from nettrim.layerwise.task import Backing, LayerOutcome, LayerTask, Piece, Totals
 from nettrim.models.base import Layer
 from nettrim.results import LayerResult
-from nettrim.solvers import Solution, refit
+from nettrim.solvers import Solution
 
 _FEASIBLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # relative excess that rounding a feasible weight may leave
 
@@ -40,7 +40,7 @@ def trim_layer(task: LayerTask, means: Means = HERE) -> LayerOutcome:
         task = replace(task, kappa=1.0)
         pieces = make_pieces(task)
         solutions = [_solve(task, piece, means) for piece in pieces]
-    return finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20)
+    return finished(task, pieces, solutions, started, notes, task.recipe.certificate_megabytes * 2**20, means)
 
 
 def trim_piece(task: LayerTask, piece: Piece, megabytes: float, means: Means = HERE) -> LayerOutcome:
@@ -49,7 +49,7 @@ def trim_piece(task: LayerTask, piece: Piece, megabytes: float, means: Means = H
     Multipliers larger than `megabytes` are not kept.
     """
     started = time.perf_counter()
-    return finished(task, [piece], [_solve(task, piece, means)], started, (), megabytes * 2**20)
+    return finished(task, [piece], [_solve(task, piece, means)], started, (), megabytes * 2**20, means)
 
 
 def finished(
@@ -59,6 +59,7 @@ def finished(
     started: float,
     notes: tuple[str, ...],
     limit: float,
+    means: Means = HERE,
 ) -> LayerOutcome:
     """From the solutions to the outcome: refit, measure, and keep multipliers up to `limit` bytes.
 
@@ -69,7 +70,7 @@ def finished(
     backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
     weight, bias = join_parts(task.layer, [part.weight for part in backing])
     if task.recipe.refit:
-        weight, bias = _refitted(task, pieces, weight, bias)
+        weight, bias = _refitted(task, pieces, weight, bias, means)
     outcome = conclude(task, pieces, backing, weight, bias)
     statuses = Counter(status.name.lower() for solution in solutions for status in solution.status)
     result = replace(
@@ -159,13 +160,13 @@ def _backing(task: LayerTask, piece: Piece, solution: Solution) -> Backing:
 
 
 def _refitted(
-    task: LayerTask, pieces: Sequence[Piece], weight: Tensor, bias: Tensor | None
+    task: LayerTask, pieces: Sequence[Piece], weight: Tensor, bias: Tensor | None, means: Means
 ) -> tuple[Tensor, Tensor | None]:
     """Refitted weights, row by row only where that lowers the row's own distance."""
     parts = []
     for piece in pieces:
         selected = augmented(weight[piece.rows], None if bias is None else bias[piece.rows])
-        fitted = refit(piece.program, selected.to(piece.program.inputs), seed=task.recipe.seed)
+        fitted = means.refit(piece.program, selected.to(piece.program.inputs), task.recipe.seed)
         parts.append(cast_weight(task.layer, fitted))
     new_weight, new_bias = join_parts(task.layer, parts)
     before, after = measure(task, weight, bias).row_distances, measure(task, new_weight, new_bias).row_distances

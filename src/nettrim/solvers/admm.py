@@ -29,7 +29,6 @@ class Admm:
     """The running state of some rows; `step` advances it in place."""
 
     problem: Problem
-    inputs: Tensor  # (samples, in)
     lower: Tensor
     upper: Tensor
     soft: Tensor | None
@@ -45,9 +44,10 @@ class Admm:
 
     def step(self) -> None:
         """One iteration: two large products, one small, elementwise work."""
-        rhs = torch.addmm((2 * self.w - self.b) * self.problem.design.ratio, 2 * self.z - self.a, self.inputs)
-        u = rhs @ self.problem.design.inverse
-        v = u @ self.inputs.T
+        design = self.problem.design
+        rhs = design.pull(2 * self.z - self.a).add_(2 * self.w - self.b, alpha=design.ratio)
+        u = rhs @ design.inverse
+        v = design.product(u)
         lz = self.a - self.z
         v.mul_(RELAXATION).add_(self.z, alpha=1 - RELAXATION).add_(lz)
         lw = self.b - self.w
@@ -146,11 +146,11 @@ def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
 
 def start(problem: Problem, initial: Tensor | None = None) -> Admm:
     """The first iterate, zero; `initial` (rows, in, scaled) only tells how large the penalty may be."""
-    dtype = problem.inputs.dtype
-    rows, columns = problem.rows, problem.inputs.shape[1]
+    design, rows = problem.design, problem.rows
+    dtype = design.precision
     lower, upper = problem.lower.to(dtype), problem.upper.to(dtype)
-    w = problem.inputs.new_zeros(rows, columns)
-    z = w @ problem.inputs.T
+    w = lower.new_zeros(rows, design.width)
+    z = lower.new_zeros(rows, design.samples)
     target = torch.nan_to_num(lower.clamp(min=0), posinf=0.0, neginf=0.0) + torch.nan_to_num(
         upper.clamp(max=0), posinf=0.0, neginf=0.0
     )
@@ -161,11 +161,10 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
     rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
     return Admm(
         problem=problem,
-        inputs=problem.inputs,
         lower=lower,
         upper=upper,
         soft=None if problem.soft is None else problem.soft.to(dtype),
-        penalty=problem.penalty.to(problem.inputs),
+        penalty=problem.penalty.to(w),
         rho=rho,
         tuned=rho,
         w=w,
@@ -179,7 +178,7 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
 def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> Tensor:
     """Each row's penalty at `initial` where that is finite, else a few times the least one that duality with r = target
     allows."""
-    correlation = target @ problem.inputs_t.T
+    correlation = problem.design.back(target)
     gauge = problem.penalty.gauge(correlation)
     gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
     least = 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.program import lower_bound
+from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.finish import Ending
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
-from nettrim.solvers.plain import as_program, plain_candidate
+from nettrim.solvers.plain import plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import is_feasible, make_feasible, repair
@@ -82,7 +83,7 @@ class _Block:
     def __init__(self, problem: Problem, tolerance: float, initial: Tensor | None) -> None:
         count = problem.group_count
         self.problem, self.tolerance, self.initial = problem, tolerance, initial
-        self.weight = problem.lower.new_zeros(problem.rows, problem.inputs.shape[1])
+        self.weight = problem.lower.new_zeros(problem.rows, problem.design.width)
         self.dual = torch.zeros_like(problem.lower)
         self.objective = problem.lower.new_full((count,), torch.inf)
         self.bound = problem.lower.new_zeros(count)
@@ -113,7 +114,7 @@ class _Block:
         still = self.open[self.groups]
         if isinstance(problem.penalty, L1) and bool(still.any()):
             # ADMM's own multipliers are worth a look: degenerate vertices defeat the polish
-            bound = lower_bound(as_program(problem), dual.T)
+            bound = _proved(problem, dual)
             unmoved = torch.full_like(candidate.objective, torch.inf)
             self._keep(Polished(candidate.weight, unmoved, dual, bound, 0), self.rows, self.groups)
             self._close()
@@ -235,6 +236,25 @@ class _Block:
             ):
                 self.weight[rows], self.objective[group] = self.initial[rows], value
                 self.ending[group] = Ending.INITIAL
+
+
+def _proved(problem: Problem, dual: Tensor) -> Tensor:
+    """The bound (groups,) of multipliers (rows, samples) of an l1 problem, in slices over the program's own inputs.
+
+    These are X / f: weights and bounds are f times smaller there, and so is lambda.
+    """
+    factor = problem.design.factor
+    program = Program(
+        inputs=problem.design.source,
+        lower=problem.lower.T,
+        upper=problem.upper.T,
+        epsilon=problem.epsilon,
+        groups=problem.groups,
+        penalty=problem.penalty,
+        constraint="distance" if problem.soft is None else "strict",
+        regularization=None if problem.regularization is None else factor * problem.regularization,
+    )
+    return lower_bound(program, factor * dual.T) / factor
 
 
 def _next_check(number: int, *, strict: bool) -> int:

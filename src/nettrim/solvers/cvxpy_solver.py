@@ -22,10 +22,11 @@ from nettrim.errors import InputError, MissingExtraError, near, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm
 from nettrim.solvers.base import Solution
+from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.plain import as_program
 from nettrim.solvers.presolve import presolve
-from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.repair import make_feasible
 from nettrim.solvers.standard_forms import QCQP, QP, qcqp_of, qp_of
 
@@ -93,7 +94,7 @@ class Cvxpy:
         if optimum is not None:
             u, r = optimum
             return _tidy(problem, u, r, tolerance) * problem.weight_scale, r.T * problem.dual_scale, False
-        zero = torch.zeros_like(problem.inputs_t[:, : problem.rows].T)
+        zero = problem.lower.new_zeros(problem.rows, problem.design.width)
         phase = self._run(_least_violation(problem), tolerance)
         if phase is None:
             return zero, torch.zeros_like(problem.lower.T), False
@@ -158,8 +159,8 @@ def _blocks(program: Program) -> list[Tensor]:
 def _direct(problem: Problem, form: Form, margin: float) -> _Statement:
     """penalty(U) over z = U X', distances e >= 0 outside the box, ||e||_g <= eps_g (or + lambda ||e||^2)."""
     cp = _cvxpy()
-    u = cp.Variable((problem.rows, problem.inputs_t.shape[0]))
-    z = u @ problem.inputs_t.numpy()
+    u = cp.Variable((problem.rows, problem.design.width))
+    z = u @ problem.design.dense().numpy()
     constraints = _fixed(problem, u)
     objective = _penalty(problem, u)
     soft = np.ones(tuple(problem.lower.shape), dtype=bool) if problem.soft is None else problem.soft.numpy()
@@ -191,9 +192,9 @@ def _direct(problem: Problem, form: Form, margin: float) -> _Statement:
 def _least_violation(problem: Problem) -> _Statement:
     """Phase one: the least s with ||e||_g <= eps_g + s and every hard entry within s; multipliers with X'r = 0."""
     cp = _cvxpy()
-    u = cp.Variable((problem.rows, problem.inputs_t.shape[0]))
-    e, s = cp.Variable((problem.rows, problem.inputs_t.shape[1])), cp.Variable(nonneg=True)
-    z = u @ problem.inputs_t.numpy()
+    u = cp.Variable((problem.rows, problem.design.width))
+    e, s = cp.Variable((problem.rows, problem.design.samples)), cp.Variable(nonneg=True)
+    z = u @ problem.design.dense().numpy()
     soft = np.ones(tuple(problem.lower.shape), dtype=bool) if problem.soft is None else problem.soft.numpy()
     pieces = []
     constraints = _fixed(problem, u)
@@ -276,7 +277,7 @@ def _fixed(problem: Problem, u: Any) -> list[Any]:
 
 def _costs(problem: Problem) -> np.ndarray:
     assert isinstance(problem.penalty, L1 | ElasticNet)
-    like = problem.inputs_t.new_zeros(problem.rows, problem.inputs_t.shape[0])
+    like = problem.lower.new_zeros(problem.rows, problem.design.width)
     return problem.penalty.full(like).expand(like.shape).numpy()
 
 

@@ -14,10 +14,11 @@ from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers.base import Solution
 from nettrim.solvers.block import solve_block
+from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.polish import Guess
 from nettrim.solvers.presolve import presolve
-from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
@@ -53,14 +54,14 @@ class Hybrid:
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
-        reduced = presolve(program)
+        reduced = presolve(program, self.memory_budget)
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
             exact = inner.epsilon is not None and bool((inner.epsilon == 0).any())
             precision = inner.inputs.dtype if isinstance(inner.penalty, L1) and not exact else torch.float64
-            design = make_design(inner.inputs, precision)
+            design = make_design(inner.inputs, precision, self.memory_budget)
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
                 rows = reduced.rows[block]
@@ -87,9 +88,8 @@ class Hybrid:
         if program.penalty.couples_rows:
             yield torch.arange(rows)
             return
-        limit = self.rows_per_block or max(
-            1, self.memory_budget // (4 * _ARRAYS * (program.samples + program.shape[1]))
-        )
+        arrays = self.memory_budget // 2  # the other half may hold copies of the inputs
+        limit = self.rows_per_block or max(1, arrays // (4 * _ARRAYS * (program.samples + program.shape[1])))
         by_group: dict[int, list[int]] = {}
         for row, group in enumerate(program.groups.tolist()):
             by_group.setdefault(row if program.regularization is not None else group, []).append(row)
@@ -104,8 +104,8 @@ class Hybrid:
 
 def _guess(problem: Problem, warm: Solution, rows: Tensor, columns: Tensor) -> Guess:
     """Another program's solution, seen as a guess for this one."""
-    weight = warm.weight[rows][:, columns].to(problem.inputs_t) / problem.weight_scale
-    dual = warm.dual[:, rows].T.to(problem.inputs_t) / problem.dual_scale
+    weight = warm.weight[rows][:, columns].to(problem.lower) / problem.weight_scale
+    dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale
     soft, _ = problem.distance(problem.design.forward(weight))
     inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
     reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))

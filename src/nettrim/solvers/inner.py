@@ -21,13 +21,13 @@ class RowModel:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.inputs, self.inputs_t, self.total = problem.inputs, problem.inputs_t, problem.design.total
-        device = self.inputs_t.device
+        self.design = design = problem.design
+        device = design.device
         self.features = torch.empty(0, dtype=torch.int64, device=device)
-        self.active = torch.zeros(self.inputs.shape[0], dtype=torch.bool, device=device)
-        self.gram = self.inputs_t.new_zeros(0, 0)
+        self.active = torch.zeros(design.samples, dtype=torch.bool, device=device)
+        self.gram = torch.zeros(0, 0, dtype=torch.float64, device=device)
         self.binding: Tensor | None = None
-        self.costs = self.v = self.signs = self.nu = self.linear = self.inputs_t.new_zeros(0)
+        self.costs = self.v = self.signs = self.nu = self.linear = self.gram.new_zeros(0)
         self.free = self.active
         self.constant = 0.0
         self.tiny = 0.0  # weights below are zero to rounding
@@ -41,9 +41,8 @@ class RowModel:
         fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
         picked = (active if fewer else ~active).nonzero()[:, 0]
         if len(self.features) and len(changed) < len(picked):
-            part = self.inputs.index_select(0, changed).index_select(1, self.features)
-            signed = torch.where(active[changed][:, None], part, -part)
-            self.gram = self.gram + (signed.T @ part).to(self.gram.dtype)
+            sign = torch.where(active[changed], 1.0, -1.0)
+            self.gram = self.gram + self.design.gram(changed, self.features, weights=sign, rough=True)
         else:
             self.features = self.features[:0]
             self.gram = self.gram[:0, :0]
@@ -54,10 +53,9 @@ class RowModel:
         if not len(added):
             return
         features = torch.cat([self.features, added])
-        part = self.inputs.index_select(0, picked).index_select(1, features)
-        cross = (part.T @ part[:, len(self.features) :]).to(self.gram.dtype)
+        cross = self.design.gram(picked, features, first=len(self.features), rough=True)
         if not fewer:
-            cross = self.total[features[:, None], added] - cross
+            cross = self.design.total[features[:, None], added] - cross
         size = len(features)
         gram = self.gram.new_empty(size, size)
         gram[: len(self.features), : len(self.features)] = self.gram
@@ -80,7 +78,7 @@ class RowModel:
     def bind(self, binding: Tensor, edge: Tensor, pull: Tensor) -> None:
         """Ask X_B u = edge; `pull` is the sign each multiplier must have, 0 where both will do."""
         self.binding, self.edge, self.pull = binding, edge, pull
-        self.hard = self.inputs_t.index_select(1, binding).index_select(0, self.features)
+        self.hard = self.design.take(binding, self.features).T
 
     def solve(self) -> None:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""

@@ -19,7 +19,8 @@ from nettrim.certificates.recovery import RecoveryCertificate, check_dual_certif
 from nettrim.errors import InputError, MissingExtraError, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
-from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.design import make_design
+from nettrim.solvers.problem import Problem, make_problem
 
 _TOLERANCES = (1e-10, 1e-9, 1e-8, 1e-7)  # of HiGHS, tried in turn
 _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
@@ -57,7 +58,7 @@ def solve_lp(program: Program) -> LinearAnswer:
 def solve_rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled weights (rows, in), multipliers (rows, samples) and feasibility of every row of an exact problem."""
     assert isinstance(problem.penalty, L1)
-    inputs_t = problem.inputs_t.cpu()
+    inputs_t = problem.design.dense().cpu()
     shape = problem.rows, inputs_t.shape[0]
     costs = problem.penalty.full(problem.lower.new_zeros(shape)).expand(shape).cpu()
     weight, dual = torch.zeros(shape, dtype=torch.float64), torch.zeros_like(problem.lower, device="cpu")

@@ -41,7 +41,7 @@ def plain_candidate(problem: Problem, u: Tensor, dual: Tensor, tolerance: float,
 def as_program(problem: Problem) -> Program:
     """The scaled problem as a program in its own right, for certificates."""
     return Program(
-        inputs=problem.inputs_t.T,
+        inputs=problem.design.dense().T,
         lower=problem.lower.T,
         upper=problem.upper.T,
         epsilon=problem.epsilon,

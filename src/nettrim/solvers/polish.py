@@ -75,13 +75,13 @@ class _State:
 
 def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10) -> Polished:
     """Run outer steps on all rows at once; budget groups stop one by one, certified or given back."""
-    like = problem.inputs_t.new_zeros(guess.u.shape)
+    like = problem.lower.new_zeros(guess.u.shape)
     assert isinstance(problem.penalty, L1)
     costs = problem.penalty.full(like).expand(guess.u.shape)
     free = costs == 0
     state = _State(
         guess.u,
-        guess.u @ problem.inputs_t,
+        problem.design.forward(guess.u),
         guess.u.sign(),
         guess.tau,
         guess.binding,
@@ -89,13 +89,13 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         _ZERO * float(guess.u.abs().max()),
     )
     weight, dual = guess.u.clone(), guess.dual.clone()
-    objective = problem.inputs_t.new_full((problem.group_count,), torch.inf)
+    objective = problem.lower.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
     live = torch.ones(problem.group_count, dtype=torch.bool, device=objective.device)
     stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=objective.device)
     soft, _ = problem.distance(state.z)
-    gradient = -soft @ problem.inputs_t.T
-    t = guess.dual @ problem.inputs_t.T
+    gradient = problem.design.back(-soft)
+    t = problem.design.back(guess.dual)
     margin = torch.full_like(objective, problem.margin)
     steps = 0
     while steps < max_steps:
@@ -109,15 +109,15 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         live[hopeless] = False
         for row in rows:
             _take(problem, state, row)
-        state.z[rows] = state.u[rows] @ problem.inputs_t
+        state.z[rows] = problem.design.forward(state.u[rows])
         soft, _ = problem.distance(state.z)
         exact = problem.group_sum((soft**2).sum(dim=1))
-        seen_soft, seen_hard = problem.distance(problem.cast(state.u) @ problem.inputs_t)
-        gradient = -soft @ problem.inputs_t.T
+        seen_soft, seen_hard = problem.distance(problem.design.forward(problem.cast(state.u)))
+        gradient = problem.design.back(-soft)
         present, pushed = _multipliers(problem, state, soft)
         t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
         if pushed is not None:
-            t = t + pushed @ problem.inputs_t.T
+            t = t + problem.design.back(pushed)
         before_gap = relative_gap(objective, bound)
         value, proved = judge(problem, state.u, seen_soft, seen_hard, present, t, costs)
         if problem.epsilon is not None:  # what the cast breaks is aimed further inside

@@ -19,8 +19,10 @@ class Reduced:
     columns: Tensor  # indices of the columns kept
 
 
-def presolve(program: Program) -> Reduced:
+def presolve(program: Program, memory: int | None = None) -> Reduced:
     """Drop columns of zeros and rows whose zero weights are optimal.
+
+    Columns stay where a copy of the inputs without them would take more than half of `memory` bytes.
 
     A row at distance zero with zero weights costs nothing and uses nothing of a shared budget, so it is optimal
     whatever the others do; a whole budget group within eps at zero is too.
@@ -40,10 +42,17 @@ def presolve(program: Program) -> Reduced:
     if program.penalty.couples_rows and not bool(zero.all()):
         zero = torch.zeros_like(zero)
     rows = (~zero).nonzero()[:, 0]
-    columns = (program.inputs != 0).any(dim=0).nonzero()[:, 0]
+    columns = _used(program.inputs, memory).nonzero()[:, 0]
     if not len(rows) or not len(columns):
         return Reduced(None, rows, columns)
     kept = program.rows(rows) if len(rows) < len(zero) else program
     if len(columns) < program.inputs.shape[1]:
         kept = replace(kept, inputs=kept.inputs[:, columns], penalty=kept.penalty.columns(columns))
     return Reduced(kept, rows, columns)
+
+
+def _used(inputs: Tensor, memory: int | None) -> Tensor:
+    """Mask of the columns that are kept, (in,)."""
+    if memory is not None and 2 * inputs.numel() * inputs.element_size() > memory:
+        return torch.ones(inputs.shape[1], dtype=torch.bool, device=inputs.device)
+    return (inputs != 0).any(dim=0)

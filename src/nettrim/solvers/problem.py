@@ -6,7 +6,6 @@ that a neuron's samples are contiguous. Solver functions never write into these 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,53 +13,10 @@ from torch import Tensor
 
 from nettrim.programs import Program, group_sums
 from nettrim.programs.penalties import Penalty
+from nettrim.solvers.design import Design, largest, make_design, power_of_two
 
 _NOTHING = 1e-14  # relative size under which an epsilon is zero
 _ROUNDING = 3e-7  # of a float32 response, relative to the largest
-
-
-@dataclass(frozen=True, eq=False)
-class Design:
-    """What depends on the inputs alone, shared by all blocks of rows: the samples in both layouts and ADMM's factor."""
-
-    inputs: Tensor  # (samples, in), working precision
-    inputs_t: Tensor  # (in, samples) float64
-    total: Tensor  # (in, in) float64: X'X
-    inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
-    ratio: float
-    dtype: torch.dtype  # of the program
-    scale: float  # the program's inputs are `inputs` times this
-    # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
-    margin: float  # relative to eps
-    hard_margin: float  # of bounds that must hold exactly, in units of a row's largest of 1 and |w|_2
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The products X w of float64 weights (rows, in), (rows, samples)."""
-        return weight @ self.inputs_t
-
-    def back(self, dual: Tensor) -> Tensor:
-        """The products X'r of float64 multipliers (rows, samples), (rows, in)."""
-        return dual @ self.inputs_t.T
-
-    def rows(self, samples: Tensor) -> Tensor:
-        """Some samples (index), (count, in) float64."""
-        return self.inputs.index_select(0, samples).to(torch.float64)
-
-    def restrict(self, samples: Tensor) -> Design:
-        """Some samples (index) only; ADMM's factor stays that of all."""
-        part = self.rows(samples)
-        return replace(
-            self, inputs=self.inputs.index_select(0, samples), inputs_t=part.T.contiguous(), total=part.T @ part
-        )
-
-    def gram_of(self, chosen: Tensor) -> Tensor:
-        """X'X over the samples in the mask `chosen`; from the complement where that is smaller."""
-        count = int(chosen.sum())
-        if count <= len(chosen) // 2:
-            part = self.rows(chosen.nonzero()[:, 0])
-            return part.T @ part
-        part = self.rows((~chosen).nonzero()[:, 0])
-        return self.total - part.T @ part
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +32,6 @@ class Problem:
     groups: Tensor  # (rows,)
     penalty: Penalty
     response_scale: float
-
-    @property
-    def inputs(self) -> Tensor:
-        return self.design.inputs
-
-    @property
-    def inputs_t(self) -> Tensor:
-        return self.design.inputs_t
 
     @property
     def margin(self) -> float:
@@ -150,35 +98,10 @@ class Problem:
         return torch.where(self.soft, gap, 0.0), torch.where(self.soft, 0.0, gap)
 
 
-def make_design(inputs: Tensor, precision: torch.dtype) -> Design:
-    """Scale and transpose the samples, and factor X'X + ratio I once; `precision` is that of the large products.
-
-    The ratio is small against the samples' sizes, so that z = X u rules ADMM's steps.
-    """
-    scale = _power(_largest(inputs))
-    inputs_t = inputs.T.to(torch.float64).contiguous() / scale
-    gram = inputs_t @ inputs_t.T
-    ratio = 0.01 * float((inputs_t**2).sum(dim=0).max()) or 1.0
-    damped = gram.clone()
-    damped.diagonal().add_(ratio)
-    single = inputs.dtype == torch.float32
-    return Design(
-        inputs=inputs_t.T.to(precision).contiguous(),
-        inputs_t=inputs_t,
-        total=gram,
-        inverse=torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(precision),
-        ratio=ratio,
-        dtype=inputs.dtype,
-        scale=scale,
-        margin=1e-6 if single else 1e-10,
-        hard_margin=2e-7 if single else 1e-13,
-    )
-
-
 def make_problem(program: Program, design: Design | None = None) -> Problem:
     """Scale and transpose a program; without a `design` its large products are in the inputs' precision."""
     design = design or make_design(program.inputs, program.inputs.dtype)
-    response_scale = _power(max(_largest(program.lower), _largest(program.upper)))
+    response_scale = power_of_two(max(largest(program.lower), largest(program.upper)))
     lower = program.lower.T.to(torch.float64).contiguous() / response_scale
     upper = program.upper.T.to(torch.float64).contiguous() / response_scale
     exact = _exact(program).to(lower.device)
@@ -203,22 +126,11 @@ def make_problem(program: Program, design: Design | None = None) -> Problem:
     )
 
 
-def _power(value: float) -> float:
-    """The next power of two: dividing by it rounds nothing, so a cast of scaled weights is the scaled cast."""
-    return 2.0 ** math.ceil(math.log2(value))
-
-
-def _largest(array: Tensor) -> float:
-    finite = array[torch.isfinite(array)]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return largest if largest > 0 else 1.0
-
-
 def _exact(program: Program) -> Tensor:
     """Mask of the rows whose budget is zero to rounding, (rows,)."""
     if program.epsilon is None:
         return torch.zeros(program.shape[0], dtype=torch.bool)
-    reach = max(_largest(program.lower), _largest(program.upper)) * program.samples**0.5
+    reach = max(largest(program.lower), largest(program.upper)) * program.samples**0.5
     return (program.epsilon.cpu() <= _NOTHING * reach)[program.groups.cpu()]
 
 

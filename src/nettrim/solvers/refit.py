@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nettrim.errors import DataError, InputError, should
 from nettrim.programs import Program
-from nettrim.solvers.problem import Problem, make_design, make_problem
+from nettrim.solvers.design import make_design
+from nettrim.solvers.problem import Problem, make_problem
 
 _STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 0.0)  # from strong to weak: each fit starts at the one before
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
@@ -23,13 +24,20 @@ _MULTIPLIER_STEPS = 12
 _FEWEST = 50  # samples under which no part can be held back
 
 
-def refit(program: Program, weight: Tensor, *, strength: float | None = None, seed: int = 0) -> Tensor:
+def refit(
+    program: Program,
+    weight: Tensor,
+    *,
+    strength: float | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> Tensor:
     """Weights (out, in) with the support of `weight` and the least squared distance to the preimages.
 
     `strength` >= 0 is the ridge towards `weight` relative to the Gram matrix's diagonal; None chooses it for each
     neuron on a fifth of the samples. No row's distance is ever larger than that of `weight`. Under the strict
     constraint entries that must stay at distance zero count as heavily as needed to stay there, or the row is left as
-    it was.
+    it was. `memory_budget` bounds the bytes of copies of the inputs.
 
     Raises InputError for a negative strength, DataError for a weight of the wrong shape.
     """
@@ -37,8 +45,8 @@ def refit(program: Program, weight: Tensor, *, strength: float | None = None, se
         raise InputError(should("strength", "a finite number >= 0, or None", repr(strength)))
     if tuple(weight.shape) != program.shape:
         raise DataError(should("weight", f"of shape {program.shape}", f"shape {tuple(weight.shape)}"))
-    problem = make_problem(program, make_design(program.inputs, torch.float64))
-    start = weight.detach().to(problem.inputs_t) / problem.weight_scale
+    problem = make_problem(program, make_design(program.inputs, torch.float64, memory_budget))
+    start = weight.detach().to(problem.lower) / problem.weight_scale
     ridge = torch.full((problem.rows,), strength or 0.0, dtype=torch.float64, device=start.device)
     if strength is None and program.samples >= _FEWEST:
         ridge = _choose_strength(problem, start, seed)
@@ -59,12 +67,43 @@ def fit_support(problem: Problem, start: Tensor, row: int, ridge: float = 0.0) -
     point, shift = start, torch.zeros_like(lower)
     for _ in range(_MULTIPLIER_STEPS):
         point = _fit_row(problem, point, row, ridge, shift=shift, anchor=start)
-        product = point @ problem.inputs_t
+        product = problem.design.forward(point[None])[0]
         missing = torch.where(hard, product - product.clamp(lower, upper), 0.0)
         if float(missing.abs().max()) <= 1e-11:
             break
         shift = shift + missing
     return point
+
+
+class _Features:
+    """The columns of one row's support: held where there is room, streamed otherwise."""
+
+    def __init__(self, problem: Problem, support: Tensor) -> None:
+        self.design, self.support = problem.design, support
+        room = self.design.slice_rows * self.design.width
+        fits = self.design.wide is not None or self.design.samples * len(support) <= room
+        self.columns = self.design.columns(support) if fits else None
+
+    def product(self, point: Tensor) -> Tensor:
+        """X_S u, (samples,)."""
+        if self.columns is not None:
+            return point @ self.columns
+        whole = point.new_zeros(1, self.design.width)
+        whole[0, self.support] = point
+        return self.design.forward(whole)[0]
+
+    def pull(self, values: Tensor) -> Tensor:
+        """X_S' r, (support,)."""
+        if self.columns is not None:
+            return self.columns @ values
+        return self.design.back(values[None])[0, self.support]
+
+    def gram(self, samples: Tensor, weights: Tensor) -> Tensor:
+        """X_S' diag(weights) X_S over some samples (index)."""
+        if self.columns is None:
+            return self.design.gram(samples, self.support, weights=weights)
+        part = self.columns[:, samples] * weights.sqrt()
+        return part @ part.T
 
 
 def _fit_row(
@@ -81,7 +120,7 @@ def _fit_row(
     support = (start if anchor is None else anchor).nonzero()[:, 0]
     if not len(support):
         return start.clone()
-    features = problem.inputs_t[support]
+    features = _Features(problem, support)
     lower, upper = problem.lower[row], problem.upper[row]
     weights = torch.ones_like(lower)
     if problem.soft is not None:
@@ -93,10 +132,10 @@ def _fit_row(
         lower = torch.minimum(lower + inward - push.clamp(max=0), upper)
     u = start[support]
     anchor = u if anchor is None else anchor[support]
-    scale = ridge * (features**2).sum(dim=1)
+    scale = ridge * problem.design.total.diagonal()[support]
 
     def gap_of(point: Tensor) -> Tensor:
-        product = point @ features
+        product = features.product(point)
         return product - product.clamp(lower, upper)
 
     def value(point: Tensor, gap: Tensor) -> Tensor:
@@ -109,10 +148,9 @@ def _fit_row(
         active = ((gap != 0) | points).nonzero()[:, 0]
         if not len(active):
             break
-        part = features[:, active] * weights[active].sqrt()
-        gram = part @ part.T
+        gram = features.gram(active, weights[active])
         gram.diagonal().add_(scale + 1e-12 * (float(gram.diagonal().max()) + 1e-300))
-        gradient = (features * weights) @ gap + scale * (u - anchor)
+        gradient = features.pull(weights * gap) + scale * (u - anchor)
         factor, info = torch.linalg.cholesky_ex(gram)
         if int(info):
             break
@@ -139,18 +177,17 @@ def _fit_row(
 
 def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
     """Per row, the strength with the least distance on samples held back; weaker ones are not tried once it grows."""
-    count = problem.inputs.shape[0]
+    count = problem.design.samples
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(start.device)
     held, used = order[: int(_VALIDATION * count)].sort().values, order[int(_VALIDATION * count) :].sort().values
-    held_features = problem.inputs_t.index_select(1, held)
-    used_part = problem.restrict(used)
+    held_part, used_part = problem.restrict(held), problem.restrict(used)
     chosen = torch.zeros(problem.rows, dtype=torch.float64, device=start.device)
     for row in range(problem.rows):
         u, least = start[row], torch.inf
-        lower, upper = problem.lower[row, held], problem.upper[row, held]
+        lower, upper = held_part.lower[row], held_part.upper[row]
         for strength in _STRENGTHS:
             u = _fit_row(used_part, u, row, strength, anchor=start[row])
-            product = u @ held_features
+            product = held_part.design.forward(u[None])[0]
             error = float(((product - product.clamp(lower, upper)) ** 2).sum())
             if error > least:
                 break
@@ -160,8 +197,8 @@ def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
 
 def _never_worse(problem: Problem, fitted: Tensor, start: Tensor, result: Tensor, weight: Tensor) -> Tensor:
     """Keep the start where the cast result is not closer, or breaks a hard sample more than the start does."""
-    soft_new, hard_new = problem.distance(fitted @ problem.inputs_t)
-    soft_old, hard_old = problem.distance(start @ problem.inputs_t)
+    soft_new, hard_new = problem.distance(problem.design.forward(fitted))
+    soft_old, hard_old = problem.distance(problem.design.forward(start))
     closer = (soft_new**2).sum(dim=1) <= (soft_old**2).sum(dim=1)
     if problem.soft is not None:
         closer &= hard_new.abs().amax(dim=1) <= hard_old.abs().amax(dim=1).clamp(min=1e-12)

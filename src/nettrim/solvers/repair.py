@@ -74,7 +74,7 @@ def is_feasible(problem: Problem, u: Tensor, margin: float | None = None) -> boo
         margin = problem.margin
     if problem.epsilon is None and problem.soft is None:
         return True
-    soft, hard = problem.distance(u @ problem.inputs_t)
+    soft, hard = problem.distance(problem.design.forward(u))
     inside = problem.epsilon is None or float((soft**2).sum().sqrt()) <= float(problem.epsilon[0]) * (1 - margin)
     return inside and float(hard.abs().max()) <= 1e-10
 
@@ -93,7 +93,7 @@ def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:
 
 def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     """Multipliers under which every feasible weight would be absurdly large, or None."""
-    soft, hard = problem.distance(fitted @ problem.inputs_t)
+    soft, hard = problem.distance(problem.design.forward(fitted))
     dual = -(soft + 1e4 * hard) if problem.soft is not None else -soft
     support = (
         torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)
@@ -101,7 +101,7 @@ def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm()
     epsilon = problem.epsilon[0] if problem.epsilon is not None else 0.0
     surplus = float(support - epsilon * ball)
-    gauge = float(problem.penalty.gauge(dual @ problem.inputs_t.T).max())
+    gauge = float(problem.penalty.gauge(problem.design.back(dual)).max())
     plausible = 1.0 + float(fitted.abs().sum())
     if surplus > 0 and surplus > _HUGE * plausible * gauge:
         return dual / max(gauge, 1e-30 * float(dual.abs().max()))

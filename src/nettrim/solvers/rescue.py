@@ -22,7 +22,7 @@ _LARGEST = 20_000  # rows times samples of a group above which a general solver 
 
 def can_rescue(problem: Problem) -> bool:
     """Whether every group of `problem` is small enough and a general solver is installed."""
-    return problem.rows * problem.inputs.shape[0] <= _LARGEST and _installed()
+    return problem.rows * problem.design.samples <= _LARGEST and _installed()
 
 
 def rescue(program: Program, solution: Solution, tolerance: float) -> Solution:

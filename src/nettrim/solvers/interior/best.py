@@ -24,7 +24,7 @@ class Best:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         assert isinstance(problem.penalty, L1)
-        self.weight = problem.lower.new_zeros(problem.rows, problem.inputs.shape[1])
+        self.weight = problem.lower.new_zeros(problem.rows, problem.design.width)
         self.dual = torch.zeros_like(problem.lower)
         self.objective = problem.lower.new_full((problem.group_count,), torch.inf)
         self.bound = torch.zeros_like(self.objective)

@@ -31,8 +31,8 @@ class Path:
         self.groups, self.count = problem.groups, problem.group_count
         self.rows = torch.arange(problem.rows, device=problem.groups.device)  # of the problem that are still worked on
         self.alive = torch.arange(self.count, device=problem.groups.device)  # groups of the problem
-        costs = problem.penalty.full(problem.lower.new_zeros(problem.rows, problem.inputs.shape[1]))
-        self.costs = costs.expand(problem.rows, problem.inputs.shape[1])
+        costs = problem.penalty.full(problem.lower.new_zeros(problem.rows, problem.design.width))
+        self.costs = costs.expand(problem.rows, problem.design.width)
         self.banned = torch.isinf(self.costs)
         self.free = self.costs == 0
         finite = torch.where(self.banned | self.free, 0.0, self.costs)
@@ -233,18 +233,12 @@ class Path:
         point = self.point[row]
         reference = min(float(curvature.max()), 1 / tau if tau > 0 else torch.inf)
         kept = (~point & (curvature > _NEGLIGIBLE * reference)).nonzero()[:, 0]
-        self.work += len(kept) * design.inputs.shape[1]
-        if rough:
-            part = design.inputs.index_select(0, kept)
-            gram = (part * curvature[kept][:, None].to(part.dtype)).T @ part
-            gram = gram.to(torch.float64)
-        else:
-            part = design.rows(kept)
-            gram = (part * curvature[kept][:, None]).T @ part
+        self.work += len(kept) * design.width
+        gram = design.gram(kept, weights=curvature[kept], rough=rough)
         if bool(point.any()):
             if row not in self.point_grams:
                 self.point_grams[row] = design.gram_of(point)
-                self.work += min(int(point.sum()), int((~point).sum())) * design.inputs.shape[1]
+                self.work += min(int(point.sum()), int((~point).sum())) * design.width
             gram += self.point_grams[row] * float(curvature[point].max())
         return gram
 

@@ -15,7 +15,7 @@ from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
 _SCREENS = 6  # sets of samples that are tried before all are taken
-_ELEMENTS = 1 << 18  # rows times samples that are worked on together
+_ELEMENTS = 1 << 16  # rows times samples that are worked on together
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def solve_interior(problem: Problem, tolerance: float, near: Tensor | None = Non
         steps = max(steps, count)
     found = Polished(whole.weight, whole.objective, whole.dual, whole.bound, steps)
     binding = None if problem.soft is None else whole.binding
-    gemms = whole.work / (problem.rows * problem.inputs.shape[0])
+    gemms = whole.work / (problem.rows * problem.design.samples)
     return Central(found, Guess(whole.vertex, whole.dual, binding, whole.tau), gemms)
 
 
@@ -69,7 +69,7 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
     """
     targets = (problem.lower == problem.upper).any(dim=0)
     size = len(targets)
-    wanted = 2 * int(targets.sum()) + 2 * problem.inputs.shape[1]
+    wanted = 2 * int(targets.sum()) + 2 * problem.design.width
     steps = work = 0
     product = torch.zeros_like(problem.lower) if near is None else problem.design.forward(near)
     chosen = targets
@@ -104,7 +104,7 @@ def _chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
     """Groups, and their rows in order, that are worked on together."""
     order = torch.argsort(problem.groups, stable=True)
     sizes = torch.bincount(problem.groups, minlength=problem.group_count).tolist()
-    limit = max(1, _ELEMENTS // problem.inputs.shape[0])
+    limit = max(1, _ELEMENTS // problem.design.samples)
     first, start = 0, 0
     while first < len(sizes):
         last, stop = first + 1, start + sizes[first]

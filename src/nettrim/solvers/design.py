@@ -1,0 +1,226 @@
+"""What depends on a program's inputs alone: products with them, in two precisions, within a memory budget.
+
+The samples stay where they are, be it a memory-mapped file, and are scaled by a power of two as they pass, which rounds
+nothing. Where the budget has room they are also kept as one float64 array (in, samples), which is faster; without it
+every product streams over slices of samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_SLICE = 1 << 25  # bytes of a float64 slice of samples, at most ...
+_SLICE_SHARE = 8  # ... and as a share of the budget
+_CACHE_SHARE = 2  # of the budget, for the samples in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """The scaled samples X, their Gram matrix, and ADMM's factor of it."""
+
+    source: Tensor  # (rows, in): the program's inputs, times `factor` are X
+    factor: float  # a power of two
+    picked: Tensor | None  # the rows of `source` that are the samples; None: all
+    wide: Tensor | None  # (in, samples) float64: X', where the budget has room
+    narrow: Tensor | None  # (samples, in): X in working precision, likewise
+    precision: torch.dtype  # of ADMM's large products
+    slice_rows: int
+    total: Tensor  # (in, in) float64: X'X
+    inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
+    ratio: float
+    # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
+    margin: float  # relative to eps
+    hard_margin: float  # of bounds that must hold exactly, in units of a row's largest of 1 and |w|_2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the program."""
+        return self.source.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    @property
+    def scale(self) -> float:
+        """The program's inputs are X times this."""
+        return 1 / self.factor
+
+    @property
+    def samples(self) -> int:
+        return len(self.source) if self.picked is None else len(self.picked)
+
+    @property
+    def width(self) -> int:
+        return self.source.shape[1]
+
+    def product(self, weight: Tensor) -> Tensor:
+        """X w in working precision, (rows, samples)."""
+        if self.narrow is not None:
+            return weight @ self.narrow.T
+        result = weight.new_empty(weight.shape[0], self.samples)
+        for place, part in self._slices(self.precision):
+            result[:, place] = weight @ part.T
+        return result
+
+    def pull(self, values: Tensor) -> Tensor:
+        """X'r in working precision, (rows, in)."""
+        if self.narrow is not None:
+            return values @ self.narrow
+        result = values.new_zeros(values.shape[0], self.width)
+        for place, part in self._slices(self.precision):
+            result += values[:, place] @ part
+        return result
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """X w of float64 weights (rows, in), (rows, samples)."""
+        if self.wide is not None:
+            return weight @ self.wide
+        result = weight.new_empty(weight.shape[0], self.samples)
+        for place, part in self._slices(torch.float64):
+            result[:, place] = weight @ part.T
+        return result
+
+    def back(self, dual: Tensor) -> Tensor:
+        """X'r of float64 multipliers (rows, samples), (rows, in)."""
+        if self.wide is not None:
+            return dual @ self.wide.T
+        result = dual.new_zeros(dual.shape[0], self.width)
+        for place, part in self._slices(torch.float64):
+            result += dual[:, place] @ part
+        return result
+
+    def gram(
+        self,
+        samples: Tensor,
+        features: Tensor | None = None,
+        *,
+        first: int = 0,
+        weights: Tensor | None = None,
+        rough: bool = False,
+    ) -> Tensor:
+        """X_A' diag(weights) X_A over `samples` (index) and `features`, its columns from `first` on; float64.
+
+        `rough` multiplies in working precision.
+        """
+        width = self.width if features is None else len(features)
+        result = torch.zeros(width, width - first, dtype=torch.float64, device=self.device)
+        for begin in range(0, len(samples), self.slice_rows):
+            chosen = samples[begin : begin + self.slice_rows]
+            part = self.take(chosen, features, self.precision if rough else torch.float64)
+            right = part[:, first:]
+            if weights is not None:
+                part = part * weights[begin : begin + self.slice_rows, None].to(part.dtype)
+            result += part.T @ right
+        return result
+
+    def gram_of(self, chosen: Tensor) -> Tensor:
+        """X'X over the samples in the mask `chosen`; from the complement where that is smaller."""
+        if 2 * int(chosen.sum()) <= len(chosen):
+            return self.gram(chosen.nonzero()[:, 0])
+        return self.total - self.gram((~chosen).nonzero()[:, 0])
+
+    def take(self, samples: Tensor, features: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Some samples (index) and features, (count, features)."""
+        if self.narrow is not None and (dtype == self.precision or self.dtype == self.precision):
+            part = self.narrow.index_select(0, samples)
+            return (part if features is None else part.index_select(1, features)).to(dtype)
+        rows = samples if self.picked is None else self.picked[samples]
+        part = self.source.index_select(0, rows)
+        part = part if features is None else part.index_select(1, features)
+        return part.to(dtype) * self.factor
+
+    def columns(self, features: Tensor) -> Tensor:
+        """All samples of some features (index), (features, samples) float64."""
+        if self.wide is not None:
+            return self.wide.index_select(0, features)
+        parts = [part.index_select(1, features).T for _, part in self._slices(torch.float64)]
+        return torch.cat(parts, dim=1)
+
+    def dense(self) -> Tensor:
+        """X' as one array (in, samples) float64, for solvers that need it whole."""
+        if self.wide is not None:
+            return self.wide
+        return torch.cat([part for _, part in self._slices(torch.float64)]).T
+
+    def restrict(self, samples: Tensor) -> Design:
+        """Some samples (index) only, by reference where they are many; ADMM's factor stays that of all."""
+        total = self.gram(samples)
+        if self.wide is not None or len(samples) <= self.slice_rows:
+            part = self.take(samples)
+            return replace(
+                self,
+                source=self.source.index_select(0, samples if self.picked is None else self.picked[samples]),
+                picked=None,
+                wide=part.T.contiguous(),
+                narrow=part.to(self.precision),
+                total=total,
+            )
+        picked = samples if self.picked is None else self.picked[samples]
+        return replace(self, picked=picked, wide=None, narrow=None, total=total)
+
+    def _slices(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        for begin in range(0, self.samples, self.slice_rows):
+            place = slice(begin, min(begin + self.slice_rows, self.samples))
+            rows = self.source[place] if self.picked is None else self.source.index_select(0, self.picked[place])
+            yield place, rows.to(dtype) * self.factor
+
+
+def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = None) -> Design:
+    """Scale the samples and factor X'X + ratio I once; `precision` is that of the large products.
+
+    `memory` bounds the bytes of what is kept and made beside the inputs; None keeps copies of any size. The ratio is
+    small against the samples' sizes, so that z = X u rules ADMM's steps.
+    """
+    count, width = inputs.shape
+    most = _SLICE if memory is None else min(_SLICE, memory // _SLICE_SHARE)
+    slice_rows = max(64, most // (8 * width))
+    scale = power_of_two(max((largest(part) for part in inputs.split(slice_rows)), default=1.0))
+    single = inputs.dtype == torch.float32
+    design = Design(
+        source=inputs,
+        factor=1 / scale,
+        picked=None,
+        wide=None,
+        narrow=None,
+        precision=precision,
+        slice_rows=slice_rows,
+        total=inputs.new_zeros(0, 0, dtype=torch.float64),
+        inverse=inputs.new_zeros(0, 0, dtype=precision),
+        ratio=1.0,
+        margin=1e-6 if single else 1e-10,
+        hard_margin=2e-7 if single else 1e-13,
+    )
+    longest, total = 0.0, torch.zeros(width, width, dtype=torch.float64, device=inputs.device)
+    for _, part in design._slices(torch.float64):  # of this very class
+        longest = max(longest, float((part**2).sum(dim=1).max()))
+        total += part.T @ part
+    ratio = 0.01 * longest or 1.0
+    damped = total.clone()
+    damped.diagonal().add_(ratio)
+    kept = memory is None or 8 * count * width <= memory // _CACHE_SHARE
+    return replace(
+        design,
+        wide=(inputs.T.to(torch.float64) / scale).contiguous() if kept else None,
+        narrow=(inputs.to(precision) / scale).contiguous() if kept else None,
+        total=total,
+        inverse=torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(precision),
+        ratio=ratio,
+    )
+
+
+def power_of_two(value: float) -> float:
+    """The next power of two: dividing by it rounds nothing, so a cast of scaled weights is the scaled cast."""
+    return 2.0 ** math.ceil(math.log2(value))
+
+
+def largest(array: Tensor) -> float:
+    """The largest finite absolute entry, 1 where there is none or it is zero."""
+    finite = array[torch.isfinite(array)]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return size if size > 0 else 1.0
