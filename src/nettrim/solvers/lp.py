@@ -22,7 +22,8 @@ from nettrim.programs.penalties import L1
 from nettrim.solvers.design import make_design
 from nettrim.solvers.problem import Problem, make_problem
 
-_TOLERANCES = (1e-10, 1e-9, 1e-8, 1e-7)  # of HiGHS, tried in turn
+_TIGHT = 1e-10  # tolerance of HiGHS
+_LOOSER = (1e-9, 1e-8, 1e-7)  # tried in turn
 _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
 
 
@@ -106,10 +107,11 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
             np.sign(weight[support].numpy()),
             bounds,
         )
-        for tolerance in _TOLERANCES:  # HiGHS stops undecided now and then where rounding decides
-            result = _linprog(*problem, tolerance=tolerance)
+        result = _linprog(*problem)
+        for tolerance in _LOOSER:  # HiGHS stops undecided now and then where rounding decides
             if result.status in (0, 2):
                 break
+            result = _linprog(*problem, tolerance=tolerance)
         if result.status == 0:
             multipliers[used] = torch.as_tensor(result.x[:-1]) / scale
         elif result.status != 2:
@@ -198,7 +200,7 @@ def _linprog(
     equal: np.ndarray | None,
     target: np.ndarray | None,
     bounds: Any,
-    tolerance: float = 1e-10,
+    tolerance: float = _TIGHT,
 ) -> Any:
     try:
         from scipy.optimize import linprog  # noqa: PLC0415  # an extra

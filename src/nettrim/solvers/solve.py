@@ -45,13 +45,10 @@ def solve(
         raise DataError(should("warm", f"a solution of shape {program.shape}", f"shape {tuple(warm.weight.shape)}"))
     if solver is None:
         solver = Hybrid() if memory_budget is None else Hybrid(memory_budget=memory_budget)
-    known = {"warm": warm} if warm is not None and isinstance(solver, Hybrid) else {}
-    if device is None:
-        return solver.solve(program, tolerance, initial, **known)
-    home, there = program.inputs.device, torch.device(device)
-    if known:
-        known["warm"] = warm.to(there)
-    return solver.solve(program.to(there), tolerance, None if initial is None else initial.to(there), **known).to(home)
+    home, there = program.inputs.device, torch.device(device or program.inputs.device)
+    known = {"warm": warm.to(there)} if warm is not None and isinstance(solver, Hybrid) else {}
+    moved = program if device is None else program.to(there)
+    return solver.solve(moved, tolerance, None if initial is None else initial.to(there), **known).to(home)
 
 
 def solve_path(
