@@ -1,4 +1,4 @@
-"""The solver beside general ones and the published ADMM: same programs, same machine, same process, CPU time.
+"""The solver beside general ones and the published ADMM: same programs, same machine, CPU time.
 
     python benchmarks/solver.py [--list] [--only PATTERN ...] [--rows 64] [--limit 300] [--rival-limit 60] [--again]
 
@@ -23,7 +23,7 @@ import torch
 from cases import Entry, catalogue, scaling
 from measure import TOLERANCE, Answer, fingerprint, in_child, ours, unit, work
 from problems import Case, images
-from published_admm import PublishedAdmm, best_rho
+from published_admm import PublishedAdmm, best_rho, natural_rho
 from rivals import race, race_lp
 from solver_report import RESULTS, write
 
@@ -42,6 +42,14 @@ class Record:
         if self.path.exists():  # another process may have measured other parts meanwhile
             self.data.update(json.loads(self.path.read_text()))
         self.data[key] = value
+        self._write()
+
+    def drop(self, *keys: str) -> None:
+        for key in keys:
+            self.data.pop(key, None)
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".tmp")
         partial.write_text(json.dumps(self.data, indent=1) + "\n")
@@ -82,8 +90,7 @@ class Run:
             return
         self._describe()
         if "ours" in missing:
-            for part in ("after", "work", "alone"):
-                data.pop(part, None)
+            self.record.drop("after", "work", "alone")
             self._own("ours", ours)
         for name in self.entry.rivals:
             if name in missing:
@@ -135,9 +142,7 @@ def _published(case: Case, limit: float) -> dict[str, Any]:
     """All live neurons at once, as ours; rho found on a neuron that is not among them."""
     live = case.live.nonzero()[:, 0]
     program, initial = case.spare or (case.of(live[:1]).program, case.initial[live[:1]])
-    rho = in_child(lambda: best_rho(program, initial), _TUNING * limit).value
-    if rho is None:
-        return {"seconds": limit, "at_least": True, "error": "no rho found"}
+    rho = in_child(lambda: best_rho(program, initial), _TUNING * limit).value or natural_rho(program, initial)
     admm = PublishedAdmm(rho, limit=_TUNING * limit)
 
     def run() -> dict[str, Any]:
@@ -154,7 +159,7 @@ def _published(case: Case, limit: float) -> dict[str, Any]:
         }
 
     answer = in_child(run, 3 * _TUNING * limit)  # its checks are not charged, but take time
-    return _told(answer, limit) | {"rho": rho, "neurons": live.tolist()}
+    return _told(answer, limit / len(live)) | {"rho": rho, "neurons": live.tolist()}
 
 
 def _told(answer: Answer, limit: float) -> Any:
@@ -189,6 +194,7 @@ def main() -> int:
     parser.add_argument("--rival-limit", type=float, default=60.0, help="CPU seconds of one neuron of a rival")
     parser.add_argument("--rivals", action="store_true", help="measure only what does not depend on our solver")
     parser.add_argument("--again", action="store_true", help="measure anew what is on disk")
+    parser.add_argument("--note", help="a sentence on the state of the machine, for the page")
     parser.add_argument("--report", action="store_true", help="write the page from what is on disk, measure nothing")
     options = parser.parse_args()
     if any(os.environ.get(name) != "1" for name in _THREADS):  # libraries read these when they are loaded
@@ -203,8 +209,10 @@ def main() -> int:
             print(f"{run.entry.name:32} {', '.join(run.missing()) or 'done'}")
         print("\n".join(f"scaling-{kind}" for kind in kinds))
         return 0
+    about = Record("about")
+    if options.note is not None:
+        about.set("note", options.note)
     if not options.report:
-        about = Record("about")
         about.set("data", images().source.name)
         about.set("torch", torch.__version__)
         for run in runs:

@@ -46,7 +46,7 @@ def _head(about: Data, cases: list[Data]) -> str:
 Written by `make bench-solver` (`benchmarks/solver.py`), one file a case in
 [benchmarks/results/solver](../benchmarks/results/solver). Data: {about.get("data", "-")}, and scikit-learn's digits;
 torch {about.get("torch", "-")}. Machine: two CPU cores shared with other work, one used. Checksum of the solver's code:
-{codes}.
+{codes}. {about.get("note", "")}
 
 ![CPU time a neuron beside the rivals, and against samples and neurons](../benchmarks/results/solver.svg)
 
