@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nettrim.cli.running import parse_bytes
+
 TORCH = ("nets:small", "--weights", "small.safetensors")
 
 
@@ -42,9 +44,31 @@ def test_shares_of_a_trim(run) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--executor", "dask"), ("--shard", "1/2"), ("--shard", "3/2", "--checkpoint", "kept"), ("--shard", "x")]
+    "words",
+    [
+        ("--executor", "dask"),
+        ("--shard", "1/2"),
+        ("--shard", "3/2", "--checkpoint", "kept"),
+        ("--shard", "x"),
+        ("--memory", "lots"),
+        ("--memory", "0.1B"),
+    ],
 )
 def test_bad_words_end_in_one_sentence(run, words: tuple[str, ...]) -> None:
     result = _trim(run, TORCH, "out", *words)
     assert result.exit_code == 2 and not Path("out").exists()
     assert words[1] in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("800MB", 800_000_000), ("2GiB", 2 << 30), ("1.5 k", 1500), ("4096", 4096), ("1tb", 10**12)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_little_memory_changes_no_answer(run) -> None:
+    assert _trim(run, TORCH, "little", "--memory", "20kB").exit_code == 0
+    assert _trim(run, TORCH, "whole").exit_code == 0
+    one, two = (json.loads(Path(name, "report.json").read_text()) for name in ("little", "whole"))
+    assert one["nonzeros_after"] == two["nonzeros_after"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,17 @@ class Where:
     device: str | None = None
     executor: Executor | None = None  # None: threads of this process
     checkpoint: Path | None = None
+    memory_budget: int | None = None  # bytes
 
     @classmethod
-    def of(cls, device: str | None, executor: str | None, checkpoint: Path | None, shard: str | None) -> Where:
+    def of(
+        cls,
+        device: str | None,
+        executor: str | None,
+        checkpoint: Path | None,
+        shard: str | None,
+        memory: str | None = None,
+    ) -> Where:
         """From the words of the command line. Raises InputError for words that are not known or do not fit."""
         check_device(device)
         chosen: Executor | None = None
@@ -39,7 +48,19 @@ class Where:
             if checkpoint is None:
                 raise InputError(should("--shard", "given with --checkpoint FOLDER", repr(shard)))
             chosen = Shard.parse(shard, executor=chosen)
-        return cls(device, chosen, checkpoint)
+        return cls(device, chosen, checkpoint, None if memory is None else parse_bytes(memory))
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a size such as 800MB or 1.5 GiB. Raises InputError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    size = 0
+    if match is not None:
+        number, prefix, binary = match.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    if size < 1:
+        raise InputError(should("--memory", "a size such as 800MB or 2GiB", repr(text)))
+    return size
 
 
 def run_trim(opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Listener, where: Where) -> api.Trimmed:
@@ -57,6 +78,7 @@ def run_trim(opened: Opened, data: Any, held: Any, recipe: Recipe, listener: Lis
         device=where.device,
         executor=where.executor,
         checkpoint=where.checkpoint,
+        memory_budget=where.memory_budget,
         progress=listener,
     )
 

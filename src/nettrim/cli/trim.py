@@ -52,6 +52,8 @@ def command(
         "fit those that are left. \\[default: refit]", rich_help_panel=_HOW, show_default=False)] = None,
     tolerance: Annotated[float | None, typer.Option(metavar="NUMBER", help="The optimality gap asked of the solver, "
         "as a fraction of the penalty. \\[default: 0.0001]", rich_help_panel=_HOW)] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="At most this much for samples and working arrays, "
+        "such as 800MB or 2GiB; what is larger goes to files. \\[default: no limit]", rich_help_panel=_WHERE)] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Where programs are solved: cpu, cuda, cuda:1. "
         "\\[default: cpu]", rich_help_panel=_WHERE)] = None,
     executor: Annotated[str | None, typer.Option(metavar="NAME", help="local: threads of this process; ray: a Ray "
@@ -126,7 +128,7 @@ def command(
     chosen = recipes.make_recipe(recipe, given)
     if checkpoint is None and resume:
         checkpoint = output.with_name(output.name + ".checkpoint")
-    where = Where.of(device, executor, checkpoint, shard)
+    where = Where.of(device, executor, checkpoint, shard, memory)
     check_output(output)
     opened = open_model(model, weights, trust=trust_model, external=allow_external_data)
     calibration = load_data(data).inputs
