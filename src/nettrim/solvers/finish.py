@@ -14,6 +14,7 @@ from nettrim.programs import Program
 from nettrim.solvers.base import Solution, Status
 
 _FEASIBLE = 1e-9
+_ABSURD = 1e5  # a bound this many times the penalty of weights that break the constraint is called infeasible
 _ROUNDED = 1e-6  # an exact constraint can be met only to rounding by a float32 weight
 
 
@@ -53,7 +54,10 @@ def finish(
     for row, group in enumerate(program.groups.tolist()):
         gap = certificate.gap if program.penalty.couples_rows else float(certificate.group_gap[group])
         feasible = float(certificate.group_violation[group]) <= float(allowed[group]) and math.isfinite(gap)
-        status.append(_status(ending[row], feasible, gap <= tolerance, bool(fallback[row])))
+        end = ending[row]
+        if not feasible and gap < -_ABSURD:
+            end = Ending.INFEASIBLE
+        status.append(_status(end, feasible, gap <= tolerance, bool(fallback[row])))
     return Solution(cast_weight, cast_dual, tuple(status), certificate)
 
 
