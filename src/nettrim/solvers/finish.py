@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates import certify
-from nettrim.programs import Program
+from nettrim.programs import Program, group_sums
 from nettrim.solvers.base import Solution, Status
+from nettrim.solvers.design import largest, power_of_two
+from nettrim.solvers.problem import ROUNDING
 
 _FEASIBLE = 1e-9
 _ABSURD = 1e5  # a bound this many times the penalty of weights that break the constraint is called infeasible
-_ROUNDED = 1e-6  # an exact constraint can be met only to rounding by a float32 weight
+_SLICE = 4096  # samples that are looked at together
 
 
 class Ending(Enum):
@@ -40,7 +42,7 @@ def finish(
     time."""
     cast_weight, cast_dual = weight.to(program.inputs), _within_range(program, dual).to(program.inputs)
     certificate = certify(program, cast_weight, cast_dual)
-    allowed = _allowed_violation(program)
+    allowed = _allowed_violation(program, cast_weight)
     fallback = torch.zeros(program.shape[0], dtype=torch.bool)
     over = certificate.group_violation.cpu() > allowed
     if initial is not None and bool(over.any()):
@@ -86,9 +88,22 @@ def _status(ending: Ending, feasible: bool, optimal: bool, fallback: bool) -> St
     return Status.DENSE if fallback or ending is Ending.INITIAL else Status.GAP
 
 
-def _allowed_violation(program: Program) -> Tensor:
-    """Relative violation per group under which a weight counts as feasible."""
+def _allowed_violation(program: Program, weight: Tensor) -> Tensor:
+    """Relative violation per group under which a weight counts as feasible.
+
+    Exact constraints on float32 numbers can be met only to rounding: of the responses, by `ROUNDING` each, and of the
+    weights, by half a unit in the last place each.
+    """
     allowed = torch.full((program.group_count,), _FEASIBLE, dtype=torch.float64)
-    if program.epsilon is not None and program.inputs.dtype == torch.float32:
-        allowed[program.epsilon.cpu() == 0] = _ROUNDED
-    return allowed
+    exact = torch.zeros_like(allowed, dtype=torch.bool) if program.epsilon is None else program.epsilon.cpu() == 0
+    if program.inputs.dtype != torch.float32 or not bool(exact.any()):
+        return allowed
+    squares = torch.zeros(program.shape[0], dtype=torch.float64, device=weight.device)
+    for part in program.inputs.split(_SLICE):
+        squares += ((part.abs().to(torch.float64) @ weight.abs().to(torch.float64).T) ** 2).sum(dim=0)
+    groups = program.groups.to(squares.device)
+    cast = 2.0**-24 * group_sums(squares, groups, program.group_count).sqrt().cpu()
+    entries = program.samples * torch.bincount(program.groups.cpu(), minlength=program.group_count)
+    response = max(largest(program.lower), largest(program.upper))
+    moved = ROUNDING * power_of_two(response) * entries.sqrt() + cast
+    return torch.where(exact, moved / response, allowed)

@@ -16,7 +16,7 @@ from nettrim.programs.penalties import Penalty
 from nettrim.solvers.design import Design, largest, make_design, power_of_two
 
 _NOTHING = 1e-14  # relative size under which an epsilon is zero
-_ROUNDING = 3e-7  # of a float32 response, relative to the largest
+ROUNDING = 3e-7  # of a float32 response, relative to the largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def make_problem(program: Program, design: Design | None = None) -> Problem:
     exact = _exact(program).to(lower.device)
     if program.inputs.dtype == torch.float32 and bool(exact.any()):
         # float32 responses are known to rounding only: asking for them exactly would be infeasible
-        slack = _ROUNDING * exact[:, None]
+        slack = ROUNDING * exact[:, None]
         lower, upper = lower - slack, upper + slack
     factor = response_scale / design.scale
     regularization = program.regularization

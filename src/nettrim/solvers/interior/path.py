@@ -17,6 +17,7 @@ _SHORT = 0.3  # a shorter step is tried once more as plain centring
 _STALL = 5  # steps without progress after which a group is given up
 _NEGLIGIBLE = 1e-8  # D relative to that of a sample in the ball, under which a sample does not bend anything
 _AIM = 0.05  # share of the tolerance at which a group is done
+_CAST = 0.5  # in units of rounding: about twice the distance that a cast is likely to add
 _PRODUCTS = 18  # with the inputs that a step takes besides its matrices
 _ROUGH = 1e-3  # mu relative to its start, above which the matrices of Newton's equations may be rounded
 _END = 1e-5  # mu relative to its start, under which weights that vanish are told by ever finer cuts
@@ -65,14 +66,19 @@ class Path:
         if self.lam is None:
             assert problem.epsilon is not None
             self.epsilon = problem.epsilon * (1 - max(problem.margin, min(1e-7, 1e-2 * self.tolerance))) / self.size
+        self.whole_epsilon = self.epsilon
         self.costs = torch.where(self.banned, 1.0, self.costs / self.unit[self.groups][:, None])
 
     def tighten(self) -> None:
-        """Shrink the hard box by what a cast may move: rounding grows with the weights."""
+        """Shrink the hard box and the ball by what a cast may move: rounding grows with the weights."""
         unit = torch.maximum(1 / self.size[self.groups], self.weight.norm(dim=1))[:, None]
         smallest = max(self.problem.hard_margin, min(1e-9, 1e-3 * self.tolerance))
         margin = torch.minimum(self.hard * smallest * unit, 0.25 * self.width)
         self.lower, self.upper = self.lower_edge + margin, self.upper_edge - margin
+        if self.whole_epsilon is not None:
+            spread = self.sum((self.weight**2 * self.problem.design.total.diagonal()).sum(dim=1)).sqrt()
+            moved = _CAST * torch.finfo(self.problem.design.dtype).eps * spread
+            self.epsilon = torch.maximum(self.whole_epsilon - moved, 0.5 * self.whole_epsilon)
 
     def _start(self, start: float) -> None:
         """Products of one size. The smaller `start`, the wider the first slacks, the safer and slower the path."""
@@ -164,6 +170,7 @@ class Path:
         self.size, self.unit, self.number = self.size[wanted], self.unit[wanted], self.number[wanted]
         self.lam = None if self.lam is None else self.lam[wanted]
         self.epsilon = None if self.epsilon is None else self.epsilon[wanted]
+        self.whole_epsilon = None if self.whole_epsilon is None else self.whole_epsilon[wanted]
         self.point_grams = {
             new: self.point_grams[old] for new, old in enumerate(local.tolist()) if old in self.point_grams
         }
