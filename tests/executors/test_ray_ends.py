@@ -67,7 +67,13 @@ def folder(tmp_path_factory):
 def start(folder, executor, name, **environment):
     command = [sys.executable, "-c", RUN, executor, f"{name}-checkpoint", name]
     return subprocess.Popen(
-        command, cwd=folder, env={**ENV, **environment}, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env={**ENV, **environment},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background inherit "ignore"
     )
 
 
