@@ -203,7 +203,7 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs, lower, upper = (
             array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
         )
-        part = _clip(dual[chunk], lower, upper)
+        part = clip_multipliers(dual[chunk], lower, upper)
         support += (torch.where(part > 0, part * lower, 0.0) + torch.where(part < 0, part * upper, 0.0)).sum(dim=0)
         counted = torch.where(lower != upper, 0.0, part) if program.constraint == "strict" else part
         squares += (counted**2).sum(dim=0)
@@ -211,7 +211,7 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return support, squares.sqrt(), transposed
 
 
-def _clip(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+def clip_multipliers(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Multipliers may be positive only where `lower` is finite and negative only where `upper` is."""
     part = torch.where(torch.isinf(lower), part.clamp(max=0), part)
     return torch.where(torch.isinf(upper), part.clamp(min=0), part)
@@ -222,7 +222,7 @@ def _vanish_on_free_columns(program: Program, dual: Tensor, free: Tensor | None)
     if free is None:
         return dual
     lower, upper = program.lower, program.upper
-    dual = _clip(dual, lower.to(dual), upper.to(dual))
+    dual = clip_multipliers(dual, lower.to(dual), upper.to(dual))
     movable = torch.isfinite(lower) & torch.isfinite(upper)
     for row in range(dual.shape[1]) if not bool((free == free[0]).all()) else [None]:
         columns = (free[0] if row is None else free[row]).nonzero()[:, 0]

@@ -165,15 +165,24 @@ def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector, f
     answered."""
     for index, batch in enumerate(batches, first):
         collector.start(index)
-        try:
-            record(module, batch.args, batch.kwargs, collector, keep=False)
-        except Finished:
-            pass
-        except NettrimError:
-            raise
-        except Exception as error:
-            raise refusal(module, batch, error, index) from error
+        run_pass(module, batch, index, collector)
         collector.finish()
+
+
+def run_pass(module: nn.Module, batch: Batch, index: int, listener: Listener) -> bool:
+    """Run a module over one batch, the `index`-th, for a listener; whether the listener ended the pass early.
+
+    Raises DataError for a batch that the model cannot take.
+    """
+    try:
+        record(module, batch.args, batch.kwargs, listener, keep=False)
+    except Finished:
+        return True
+    except NettrimError:
+        raise
+    except Exception as error:
+        raise refusal(module, batch, error, index) from error
+    return False
 
 
 class _Writers:

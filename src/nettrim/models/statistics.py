@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nettrim.errors import ModelError, NettrimError, should
+from nettrim.errors import ModelError, should
 from nettrim.models.batches import Batch
-from nettrim.models.capture import Finished
-from nettrim.models.running import evaluating, refusal
-from nettrim.models.trace import Listener, Node, Trace, record
+from nettrim.models.capture import Finished, run_pass
+from nettrim.models.running import evaluating
+from nettrim.models.trace import Listener, Node, Trace
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,8 @@ def reestimate(module: nn.Module, norms: Sequence[Norm], batches: Sequence[Batch
         moments = _Moments(norm.nodes)
         with evaluating(module, seed):
             for index, batch in enumerate(batches):
-                try:
-                    record(module, batch.args, batch.kwargs, moments, keep=False)
-                except Finished:
-                    continue
-                except NettrimError:
-                    raise
-                except Exception as error:
-                    raise refusal(module, batch, error, index) from error
-                raise _strayed("an earlier end")
+                if not run_pass(module, batch, index, moments):
+                    raise _strayed("an earlier end")
         with torch.no_grad():
             module.get_buffer(norm.mean).copy_(moments.mean)
             if moments.count > 1:

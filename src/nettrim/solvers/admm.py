@@ -1,9 +1,8 @@
 """Batched ADMM: finds support and active samples, one shared factor, one penalty parameter a neuron.
 
 Splitting: min penalty(w) + indicator(z in C) subject to z = X u, w = u. The u-step solves (X'X + ratio I) u = rhs
-with a
-factor that no neuron's parameter changes, because both constraints of a neuron share its rho; prox and projection are
-closed forms. Over-relaxed; rho is set from the iterates at a few early iterations and then left alone.
+with a factor that no neuron's parameter changes, because both constraints of a neuron share its rho; prox and
+projection are closed forms. Over-relaxed; rho is set from the iterates at a few early iterations and then left alone.
 """
 
 from __future__ import annotations

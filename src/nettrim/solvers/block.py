@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.program import lower_bound
-from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.finish import Ending
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
-from nettrim.solvers.plain import plain_candidate
+from nettrim.solvers.plain import as_program, plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import is_feasible, make_feasible, repair
@@ -244,16 +243,9 @@ def _proved(problem: Problem, dual: Tensor) -> Tensor:
     These are X / f: weights and bounds are f times smaller there, and so is lambda.
     """
     factor = problem.design.factor
-    program = Program(
-        inputs=problem.design.source,
-        lower=problem.lower.T,
-        upper=problem.upper.T,
-        epsilon=problem.epsilon,
-        groups=problem.groups,
-        penalty=problem.penalty,
-        constraint="distance" if problem.soft is None else "strict",
-        regularization=None if problem.regularization is None else factor * problem.regularization,
-    )
+    program = as_program(problem, problem.design.source)
+    if program.regularization is not None:
+        program = replace(program, regularization=factor * program.regularization)
     return lower_bound(program, factor * dual.T) / factor
 
 

@@ -38,10 +38,10 @@ def plain_candidate(problem: Problem, u: Tensor, dual: Tensor, tolerance: float,
     return Polished(u, torch.where(found, final.group_objective, torch.inf), dual, bound, 0)
 
 
-def as_program(problem: Problem) -> Program:
-    """The scaled problem as a program in its own right, for certificates."""
+def as_program(problem: Problem, inputs: Tensor | None = None) -> Program:
+    """The scaled problem as a program in its own right, for certificates, with these `inputs` if not its own."""
     return Program(
-        inputs=problem.design.dense().T,
+        inputs=problem.design.dense().T if inputs is None else inputs,
         lower=problem.lower.T,
         upper=problem.upper.T,
         epsilon=problem.epsilon,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
@@ -93,6 +94,7 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     bound = torch.zeros_like(objective)
     live = torch.ones(problem.group_count, dtype=torch.bool, device=objective.device)
     stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=objective.device)
+    seen = state.z.clone()  # what the weights give after the cast
     soft, _ = problem.distance(state.z)
     gradient = problem.design.back(-soft)
     t = problem.design.back(guess.dual)
@@ -112,7 +114,8 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         state.z[rows] = problem.design.forward(state.u[rows])
         soft, _ = problem.distance(state.z)
         exact = problem.group_sum((soft**2).sum(dim=1))
-        seen_soft, seen_hard = problem.distance(problem.design.forward(problem.cast(state.u)))
+        seen[rows] = problem.design.forward(problem.cast(state.u[rows]))
+        seen_soft, seen_hard = problem.distance(seen)
         gradient = problem.design.back(-soft)
         present, pushed = _multipliers(problem, state, soft)
         t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
@@ -183,9 +186,7 @@ def _multipliers(problem: Problem, state: _State, soft: Tensor) -> tuple[Tensor,
     tau = state.tau[problem.groups][:, None].clamp(min=1e-300)
     dual = -soft / tau
     if state.nu is not None:
-        part = -state.nu / tau
-        part = torch.where(problem.lower == -torch.inf, part.clamp(max=0), part)
-        part = torch.where(problem.upper == torch.inf, part.clamp(min=0), part)
+        part = clip_multipliers(-state.nu / tau, problem.lower, problem.upper)
         return dual + part, part
     return dual, None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nettrim.certificates.program import clip_multipliers
 from nettrim.programs import group_sums
 from nettrim.programs.penalties import L1
 from nettrim.solvers.polish import judge, relative_gap
@@ -43,11 +44,7 @@ class Best:
         up, down = path.pairs[:2]
         largest = path.weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
         sloped = torch.minimum(up.dual, down.dual) / path.costs.clamp(min=1e-300)
-        dual = path.dual * path.unit[path.groups][:, None]
-        dual = torch.where(problem.lower == -torch.inf, dual.clamp(max=0), dual)
-        dual = torch.where(problem.upper == torch.inf, dual.clamp(min=0), dual)
-        assert isinstance(problem.penalty, L1)
-        costs = problem.penalty.full(dual.new_zeros(path.weight.shape)).expand(path.weight.shape)
+        dual = clip_multipliers(path.dual * path.unit[path.groups][:, None], problem.lower, problem.upper)
         pull = problem.design.back(dual)
         value = self.objective.new_full((path.count,), torch.inf)
         proved, weight = torch.zeros_like(value), torch.zeros_like(path.weight)
@@ -56,8 +53,7 @@ class Best:
             trial = torch.where(kept, path.weight, 0.0) * path.size[path.groups][:, None]
             if cut == 1:
                 self.vertex[path.rows] = trial
-            soft, hard = problem.distance(problem.design.forward(problem.cast(trial)))
-            found, proved = judge(problem, trial, soft, hard, dual, pull, costs)
+            found, proved = _judged(problem, trial, dual, pull)
             weight = torch.where((value == torch.inf)[path.groups][:, None], trial, weight)
             value = torch.where(value == torch.inf, found, value)
             if bool((value < torch.inf).all()):
@@ -84,11 +80,7 @@ class Best:
         problem = self.problem
         self.weight, self.vertex, self.tau = part.weight, part.vertex, part.tau
         self.dual[:, samples], self.binding[:, samples] = part.dual, part.binding
-        soft, hard = problem.distance(problem.design.forward(problem.cast(self.weight)))
-        assert isinstance(problem.penalty, L1)
-        costs = problem.penalty.full(self.weight).expand(self.weight.shape)
-        pull = problem.design.back(self.dual)
-        self.objective, self.bound = judge(problem, self.weight, soft, hard, self.dual, pull, costs)
+        self.objective, self.bound = _judged(problem, self.weight, self.dual, problem.design.back(self.dual))
 
     def take(self, part: Best, groups: Tensor, rows: Tensor) -> None:
         """What was found for some groups, and their rows."""
@@ -97,3 +89,11 @@ class Best:
         for name in ("objective", "bound", "tau"):
             getattr(self, name)[groups] = getattr(part, name)
         self.work += part.work
+
+
+def _judged(problem: Problem, weight: Tensor, dual: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """Objective and bound of each group, of the weights as they will be cast; `pull` is X'r."""
+    assert isinstance(problem.penalty, L1)
+    costs = problem.penalty.full(weight).expand(weight.shape)
+    soft, hard = problem.distance(problem.design.forward(problem.cast(weight)))
+    return judge(problem, weight, soft, hard, dual, pull, costs)

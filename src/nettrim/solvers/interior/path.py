@@ -42,7 +42,7 @@ class Path:
         self._start(start)
 
     def _bounds(self) -> None:
-        """The box, shrunk by the margin that survives a cast, in units of the group's largest finite bound."""
+        """The box and the ball in units of the group's largest finite bound; `tighten` shrinks them for the cast."""
         problem = self.problem
         lower, upper = problem.lower, problem.upper
         self.point = lower == upper
@@ -61,7 +61,7 @@ class Path:
         self.lower_edge, self.upper_edge = lower.nan_to_num(neginf=0.0) / scale, upper.nan_to_num(posinf=0.0) / scale
         self.width = width / scale
         self.lower, self.upper = self.lower_edge, self.upper_edge
-        self.lam = None if problem.regularization is None else problem.regularization * self.size * self.unit**-1
+        self.lam = None if problem.regularization is None else problem.regularization * self.size / self.unit
         self.epsilon = None
         if self.lam is None:
             assert problem.epsilon is not None
@@ -96,19 +96,17 @@ class Path:
         least = (target**2).sum(dim=1) / reach / width**0.5
         count = self.sum((least > 0).to(torch.float64)).clamp(min=1)
         spread = (self.sum(least) / count).clamp(min=1e-12)[self.groups][:, None]
-        shape = torch.ones_like(self.costs)
         cost = torch.where(self.free, 1.0, self.costs)
-        mask = priced
-        up, down = Pair(spread * shape, cost, mask), Pair(spread * shape, cost, mask)
+        part = Pair(spread.expand_as(cost), cost, priced)
         self.weight = torch.zeros_like(self.costs)
-        product = self.sum(torch.where(mask, spread * self.costs, 0.0).sum(dim=1))
-        product = (product / self.sum(mask.to(torch.float64).sum(dim=1)).clamp(min=1))[self.groups][:, None]
+        product = self.sum(torch.where(priced, spread * self.costs, 0.0).sum(dim=1))
+        product = (product / self.sum(priced.to(torch.float64).sum(dim=1)).clamp(min=1))[self.groups][:, None]
         typical = (target.abs().sum(dim=1) / (target != 0).sum(dim=1).clamp(min=1)).clamp(min=1e-6)[:, None]
         # slacks so wide that the first multipliers pull no more than `start` times what the costs hold
         bounded = (self.below | self.above).to(torch.float64)
         weightiest = (self._back_size(bounded) / cost).amax(dim=1, keepdim=True)
         typical = torch.maximum(typical, product * weightiest / start)
-        pairs = [up, down]
+        pairs = [part, part]
         for edge, mask in ((-self.lower, self.below), (self.upper, self.above)):
             slack = torch.where(mask, torch.maximum(edge, typical), 1.0)
             pairs.append(Pair(slack, torch.where(mask, product / slack, 0.0), mask))
