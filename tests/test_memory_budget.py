@@ -68,7 +68,7 @@ def measure(rows, budget, what):
     """Bytes by which the process grew, at most; without pages of mapped files, which the kernel drops at need."""
     run = subprocess.run(
         [sys.executable, "-c", RUN, str(rows), str(budget), what],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},  # what is freed leaves
         capture_output=True,
         text=True,
         check=False,
