@@ -44,6 +44,26 @@ def test_a_damaged_part_is_made_again(checkpoints, suffix, content):
     assert checkpoints.read("a") is None
 
 
+@pytest.mark.parametrize(
+    ("pattern", "key", "wanted"),
+    [
+        ("net", "net", True),
+        ("net", "net/0/a/NT", True),
+        ("net/0", "net", True),
+        ("net/*/a", "net/1", True),
+        ("net/*/a", "net/1/a/NT", True),
+        ("net/*/a", "net/1/b/NT", False),
+        ("net/*/a", "net/1/b", False),
+        ("net/0/a", "net/1", False),
+        ("net/0", "other", False),
+        ("net", "network", False),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_group_is_wanted_when_something_inside_it_is(checkpoints, pattern, key, wanted):
+    assert Context({}, checkpoints, print, only=(pattern,)).wanted(key) is wanted
+
+
 def test_a_part_is_made_once_and_only_what_is_wanted_is_made(checkpoints):
     said: list[str] = []
     calls: list[str] = []

@@ -53,11 +53,12 @@ def run(context: Context) -> Findings:
             across.append(mean(reached))
             shares.append(kept)
             rows.append(
-                (f"{hidden}-{hidden}", method, scheme, epsilon, len(runs), mean(reached), deviation(reached), *kept)
-            )
+                (f"{hidden}-{hidden}", method, scheme, epsilon, len(runs), mean(reached), deviation(reached), *kept,
+                 sum(run["certified"] for run in runs))
+            )  # fmt: skip
     header = ("network", "method", "scheme", "epsilon", "trainings", "discrepancy (%)", "its deviation", "layer 1",
-              "layer 2", "layer 3")  # fmt: skip
-    table = Table("sparsity-ratios", "Share of active weights by layer, means", header, tuple(rows))
+              "layer 2", "layer 3", "certified")  # fmt: skip
+    table = Table("sparsity-ratios", "Share of active weights by layer, means over the trainings", header, tuple(rows))
     return Findings((table,), {}, _claims(curves, options), {"sparsity-against-discrepancy": partial(_draw, curves)})
 
 

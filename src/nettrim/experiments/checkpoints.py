@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from nettrim.files import atomic_write
 
 FORMAT = 1
 
@@ -64,9 +65,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         if cell.arrays:
             arrays = {name: array.detach().cpu().contiguous().clone() for name, array in cell.arrays.items()}
-            temporary = self._path(key, ".safetensors.part")
-            save_file(arrays, temporary)
-            os.replace(temporary, self._path(key, ".safetensors"))
+            atomic_write(self._path(key, ".safetensors"), save(arrays))
         data = {
             "format": FORMAT,
             "key": key,
@@ -76,9 +75,7 @@ class Checkpoints:
             "arrays": sorted(cell.arrays),
             "numbers": cell.numbers,
         }
-        temporary = self._path(key, ".json.part")
-        temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-        os.replace(temporary, self._path(key, ".json"))
+        atomic_write(self._path(key, ".json"), json.dumps(data, indent=1).encode())
 
     def _path(self, key: str, suffix: str) -> Path:
         plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", key)

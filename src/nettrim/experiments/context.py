@@ -76,12 +76,18 @@ class Context:
         return found
 
     def wanted(self, key: str) -> bool:
-        """Whether a cell, or a group of cells, is among those asked for."""
-        return not self.only or any(fnmatch(key, pattern) or fnmatch(key, f"{pattern}/*") for pattern in self.only)
+        """Whether a cell, or a group of cells with at least one of its own, is among those asked for."""
+        return not self.only or any(_meets(key, pattern) for pattern in self.only)
 
     def maybe(self, key: str, make: Callable[[], Cell]) -> Cell | None:
         """The cell if it is wanted or there from an earlier run, else None."""
         return self.cell(key, make) if self.wanted(key) or self.checkpoints.read(key) is not None else None
+
+
+def _meets(key: str, pattern: str) -> bool:
+    """Whether a pattern is of this cell or group, of a group around it, or of something inside it."""
+    above = "/".join(pattern.split("/")[: key.count("/") + 1])
+    return fnmatch(key, pattern) or fnmatch(key, f"{pattern}/*") or (above != pattern and fnmatch(key, above))
 
 
 def mean(values: Sequence[float]) -> float:

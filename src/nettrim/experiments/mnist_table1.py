@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from nettrim.experiments.training import Training, train
 from nettrim.experiments.verdicts import Claim
 
 PANELS = ("a", "b")  # smaller and larger epsilon
+METHODS = ("NT", "ours D", "ours S")  # the paper's; ours at its discrepancy, and at its sparsity
 TRIMMED = "trimmed."
 _ROWS = (  # as in the paper, and ours at equal discrepancy and at equal sparsity
     ("Init. Mod. Acc. (%)", "initial accuracy"),
@@ -51,33 +53,23 @@ def run(context: Context) -> Findings:
     options = context.options
     images = load_images(options["stand_in"])
     found: Found = {}
-    counts: dict[str, int] = {}
     for name, column in options["columns"].items():
         if not context.wanted(name) and context.checkpoints.read(f"{name}/0/trained") is None:
             continue
         data = images.first(column["samples"])
-        for panel in PANELS:
-            runs: dict[str, list[Mapping[str, Any]]] = {}
-            for seed in range(options["seeds"]):
-                if not context.wanted(name) and context.checkpoints.read(f"{name}/{seed}/trained") is None:
-                    continue
-                dense, cell = trained(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
-                for method in ("NT", "ours D", "ours S"):
-                    part = trim_column(context, data, dense, name, panel, seed, method)
-                    if part is None:
-                        break
-                    start = {"initial accuracy": cell.numbers["accuracy"]}
-                    runs.setdefault(method, []).append({**start, **part.numbers})
-            for method, made in runs.items():
-                keys = [key for key, value in made[0].items() if isinstance(value, int | float)]
-                found[name, panel, method] = {key: mean([run[key] for run in made]) for key in keys}
-                best = [run["HPTD tuned accuracy"] for run in made if "HPTD tuned accuracy" in run]
-                trapped = [
-                    run["initial accuracy"] - value > options["trapped"] for run, value in zip(made, best, strict=False)
-                ]
-                found[name, panel, method]["trapped"] = mean([float(value) for value in trapped]) if trapped else 0.0
-                counts[name] = len(made)
-    tables = tuple(_table(panel, options["columns"], found, counts) for panel in PANELS)
+        runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}  # (panel, method) -> what each seed came to
+        for seed in range(options["seeds"]):
+            if not context.wanted(f"{name}/{seed}") and context.checkpoints.read(f"{name}/{seed}/trained") is None:
+                continue
+            dense, cell = trained(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
+            start = {"initial accuracy": cell.numbers["accuracy"]}
+            for method, panel in itertools.product(METHODS, PANELS):
+                part = trim_column(context, data, dense, name, panel, seed, method)
+                if part is not None:
+                    runs.setdefault((panel, method), []).append({**start, **part.numbers})
+        for (panel, method), made in runs.items():
+            found[name, panel, method] = _means(made, options["trapped"])
+    tables = tuple(_table(panel, options["columns"], found) for panel in PANELS)
     numbers = {
         f"{column}/{panel}: {title}": found[column, panel, "NT"][key]
         for column in options["columns"] for panel in PANELS if (column, panel, "NT") in found for title, key in _ROWS
@@ -85,15 +77,21 @@ def run(context: Context) -> Findings:
     return Findings(tables, numbers, _claims(found))
 
 
+def _means(made: Sequence[Mapping[str, Any]], trapped: float) -> dict[str, float]:
+    """Means over the seeds, how many there are, and the share of them in which fine-tuned HPTD is trapped."""
+    keys = [key for key, value in made[0].items() if isinstance(value, int | float)]
+    numbers = {key: mean([run[key] for run in made]) for key in keys}
+    losses = [run["initial accuracy"] - run["HPTD tuned accuracy"] for run in made if "HPTD tuned accuracy" in run]
+    share = mean([float(loss > trapped) for loss in losses]) if losses else 0.0
+    return {**numbers, "trapped": share, "seeds": len(made)}
+
+
 def trim_column(
     context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str
 ) -> Cell | None:
     """One trimmed network: "NT", the paper's method, or ours at its discrepancy ("ours D") or sparsity ("ours S")."""
-    if not context.wanted(name) and context.checkpoints.read(f"{name}/{seed}/{panel}/{method}") is None:
-        return None
-    return context.cell(
-        f"{name}/{seed}/{panel}/{method}", partial(_trim, context, data, dense, name, panel, seed, method)
-    )
+    key = f"{name}/{seed}/{panel}/{method}"
+    return context.maybe(key, partial(_trim, context, data, dense, name, panel, seed, method))
 
 
 def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str) -> Cell:
@@ -103,14 +101,14 @@ def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: st
     how = dict(PAPER if method == "NT" else OURS)
     if column["hidden"] == "cnn":
         how["targets"] = ("8", "10")  # N retrains the fully connected layers alone
-    more = {"device": context.device, "tolerance": options["tolerance"], **how}
+    more = {"device": context.device, "tolerance": options["tolerance"], "budget": options["budget"], **how}
 
     def attempt(epsilon: float) -> Pruned:
         context.say(f"  {name}/{seed}/{panel}/{method}: trimming at epsilon {epsilon:.4g}")
         return prune(dense, calibration, epsilon, **more)
 
     if seed == 0:
-        first = None if method == "NT" else trim_column(context, data, dense, name, panel, 0, "NT")
+        first = None if method == "NT" else _needed(context, data, dense, name, panel, "NT")
         if method == "ours S":
             assert first is not None
             pruned = seek(attempt, lambda found: found.total, first.numbers["total"], first.numbers["epsilon"],
@@ -133,11 +131,15 @@ def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: st
     return Cell(numbers, of_state(pruned.model, TRIMMED))
 
 
+def _needed(context: Context, data: Images, dense: nn.Module, name: str, panel: str, method: str) -> Cell:
+    """What the first seed came to: others build on it, so it is made even where it was not asked for."""
+    key = f"{name}/0/{panel}/{method}"
+    return context.cell(key, partial(_trim, context, data, dense, name, panel, 0, method))
+
+
 def _first_seed(context: Context, data: Images, column: Column, name: str, panel: str, method: str) -> float:
     dense, _ = trained(context, data, column["hidden"], column["training"], 0, f"{name}/0")
-    first = trim_column(context, data, dense, name, panel, 0, method)
-    assert first is not None
-    return float(first.numbers["epsilon"])
+    return float(_needed(context, data, dense, name, panel, method).numbers["epsilon"])
 
 
 def _tuned(
@@ -173,7 +175,7 @@ def _hptd(
     }
 
 
-def _table(panel: str, columns: Sequence[str] | Mapping[str, Any], found: Found, counts: Mapping[str, int]) -> Table:
+def _table(panel: str, columns: Mapping[str, Any], found: Found) -> Table:
     shown = [name for name in columns if (name, panel, "NT") in found]
     rows: list[tuple[Any, ...]] = [
         (title, *(found[name, panel, "NT"].get(key) for name in shown)) for title, key in _ROWS
@@ -185,7 +187,7 @@ def _table(panel: str, columns: Sequence[str] | Mapping[str, Any], found: Found,
     )
     rows.append(("HPTD: share of seeds trapped (EMT)", *(found[name, panel, "NT"]["trapped"] for name in shown)))
     rows.append(("epsilon", *(found[name, panel, "NT"].get("epsilon") for name in shown)))
-    rows.append(("seeds", *(counts[name] for name in shown)))
+    rows.append(("seeds", *(int(found[name, panel, "NT"]["seeds"]) for name in shown)))
     size = "smaller" if panel == "a" else "larger"
     return Table(f"table-1{panel}", f"Table 1 ({panel}): {size} epsilon", ("", *shown), tuple(rows))
 

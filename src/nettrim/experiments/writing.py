@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from nettrim.experiments.context import Findings
 from nettrim.experiments.settings import Settings
 from nettrim.experiments.verdicts import Compared, Verdict
+from nettrim.files import atomic_write
 
 RESULTS, VERDICTS, FACTS = "results.md", "verdicts.csv", "run.json"
 
@@ -150,9 +150,7 @@ def _figures(folder: Path, findings: Findings) -> tuple[list[str], list[str]]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    atomic_write(path, text.encode())
 
 
 def _time(seconds: float) -> str:
