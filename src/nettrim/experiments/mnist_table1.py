@@ -115,7 +115,7 @@ def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: st
                           rising=False, within=options["within"], most=options["attempts"])  # fmt: skip
         else:
             target = column["discrepancy"][panel] if first is None else first.numbers["discrepancy"]
-            start = options["start"][panel] if first is None else first.numbers["epsilon"]
+            start = target / 100 * options["start"] if first is None else first.numbers["epsilon"]
             pruned = seek(attempt, lambda found: found.discrepancy, target, start, within=options["within"],
                           most=options["attempts"])  # fmt: skip
     else:
