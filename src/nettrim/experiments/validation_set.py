@@ -68,7 +68,8 @@ def run(context: Context) -> Findings:
         for place, got in found.items()
     )  # fmt: skip
     header = ("method", "trimmed on", "scheme", "penalty", "weights", "pruned (%)", "inputs used", "largest weight",
-              "discrepancy there (%)", "discrepancy on the test set (%)", "test accuracy (%)", "seconds", "certified")  # fmt: skip
+              "discrepancy there (%)", "discrepancy on the test set (%)", "test accuracy (%)", "seconds",
+              "certified")  # fmt: skip
     initial = cell.numbers["accuracy"]
     table = Table("variants", f"Variants of one network (initial test accuracy {initial:.2f} %)", header, rows)
     return Findings((table,), {}, _claims(found, initial))
