@@ -69,7 +69,8 @@ def run(context: Context) -> Findings:
 
 def _trim(context: Context, data: Images, dense: nn.Module, column: Mapping[str, Any], method: str) -> Cell:
     pruned = prune(dense, data.train.to(context.device or "cpu"), column["epsilon"], device=context.device,
-                   tolerance=context.options["tolerance"], **_METHODS[method])  # fmt: skip
+                   tolerance=context.options["tolerance"], budget=context.options["budget"],
+                   **_METHODS[method])  # fmt: skip
     return Cell(pruned.numbers() | {"accuracy": tested(pruned.model, data, context)}, of_state(pruned.model, ""))
 
 
