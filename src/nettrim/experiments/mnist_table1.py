@@ -186,6 +186,9 @@ def _table(panel: str, columns: Mapping[str, Any], found: Found) -> Table:
         ("HPTD: discrepancy without FT (%)", *(found[name, panel, "NT"].get("HPTD discrepancy") for name in shown))
     )
     rows.append(("HPTD: share of seeds trapped (EMT)", *(found[name, panel, "NT"]["trapped"] for name in shown)))
+    rows.append(
+        ("NT: share of seeds certified in every layer", *(found[name, panel, "NT"]["certified"] for name in shown))
+    )
     rows.append(("epsilon", *(found[name, panel, "NT"].get("epsilon") for name in shown)))
     rows.append(("seeds", *(int(found[name, panel, "NT"]["seeds"]) for name in shown)))
     size = "smaller" if panel == "a" else "larger"
