@@ -22,6 +22,17 @@ def test_the_search_ends_just_below_the_target(power, start):
     assert 4.0 * 0.95 <= found.value <= 4.0
 
 
+def test_between_two_attempts_a_line_is_followed():
+    tried = []
+
+    def attempt(epsilon):
+        tried.append(epsilon)
+        return law(1.5)(epsilon)
+
+    found = seek(attempt, lambda made: made.value, 4.0, 0.05, within=0.05, most=3)
+    assert len(tried) == 3 and 4.0 * 0.95 <= found.value <= 4.0
+
+
 def test_the_search_follows_a_measure_that_falls():
     found = seek(law(-0.5), lambda made: made.value, 900.0, 0.5, rising=False, within=0.05, most=20)
     assert 900 * 0.95 <= found.value <= 900

@@ -98,7 +98,8 @@ def seek(
     `rising`: whether the measure grows with epsilon. Stops within the relative margin `within` below the target, or
     after `most` attempts; the best attempt that does not exceed the target is returned, else the nearest one.
     """
-    low = high = None  # log epsilon with the measure under and over the target
+    low = high = None  # the nearest (log epsilon, log measure) on either side of the epsilon that is looked for
+    goal = math.log(max(target * (1 - within / 2), 1e-12))  # the margin's middle
     at = math.log(start)
     best: tuple[bool, float, Pruned] | None = None
     for _ in range(most):
@@ -110,16 +111,18 @@ def seek(
             best = rank
         if not over and value >= target * (1 - within):
             break
+        here = at, math.log(max(value, 1e-12))
         if over == rising:
-            high = at if high is None else min(high, at)
+            high = here if high is None else min(high, here)
         else:
-            low = at if low is None else max(low, at)
+            low = here if low is None else max(low, here)
         if low is None or high is None:
-            pull = math.log(max(target * (1 - within / 2), 1e-12) / max(value, 1e-12))  # into the margin's middle
+            pull = goal - here[1]
             step = max(-2.3, min(2.3, pull if rising else -pull))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
-        else:
-            at = (low + high) / 2
+        else:  # on the line between both, not too near to either
+            share = (goal - low[1]) / (high[1] - low[1]) if high[1] != low[1] else 0.5
+            at = low[0] + max(0.1, min(0.9, share)) * (high[0] - low[0])
     assert best is not None
     return best[2]
 
