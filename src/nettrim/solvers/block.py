@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from nettrim.certificates.program import lower_bound
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.finish import Ending
-from nettrim.solvers.interior import solve_interior
+from nettrim.solvers.interior import Central, crossover, solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
 from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
@@ -156,27 +157,32 @@ class _Block:
         more = problem.group_sum(((found.weight != 0).sum(dim=1) - (guess.u != 0).sum(dim=1)).to(torch.float64))
         lacking = (self.open[groups] | (more.cpu() > 0)).nonzero()[:, 0]
         if len(lacking):
-            self._land(problem, guess, rows, groups, lacking)
+            self._land(problem, central, rows, groups, lacking)
         return central.gemms * len(rows) / self.problem.rows
 
-    def _land(self, problem: Problem, guess: Guess, rows: Tensor, groups: Tensor, wanted: Tensor) -> None:
-        """Polish the guesses of the groups `wanted` of `problem`, whose rows and groups in the block are given."""
+    def _land(self, problem: Problem, central: Central, rows: Tensor, groups: Tensor, wanted: Tensor) -> None:
+        """Polish the vertices that the path shows for the groups `wanted` of `problem`, whose rows and groups in the
+        block are given."""
+        guess = central.guess
         local = torch.isin(problem.groups.cpu(), wanted).nonzero()[:, 0]
         there = local.to(problem.groups.device)
+        part = problem.select(there)
         binding = None if guess.binding is None else guess.binding[there]
-        part = Guess(guess.u[there], guess.dual[there], binding, guess.tau[wanted.to(guess.tau.device)])
-        vertex = polish(problem.select(there), part, self.tolerance, max_steps=_LANDING_STEPS)
+        near = Guess(guess.u[there], guess.dual[there], binding, guess.tau[wanted.to(guess.tau.device)])
+        vertex = polish(part, near, self.tolerance, max_steps=_LANDING_STEPS)
         block_groups = groups[wanted]
         bound = torch.maximum(vertex.bound, self.bound[block_groups])
-        landed = relative_gap(vertex.objective, bound) <= _AIM * self.tolerance
+        limit = bound / (1 - _AIM * self.tolerance)
         weight, objective = vertex.weight.clone(), vertex.objective.clone()
-        for index in (~landed).nonzero()[:, 0].tolist():  # no vertex: as few weights as the path shows, moved a little
-            place = (problem.groups[there] == wanted[index]).nonzero()[:, 0]
-            point = make_feasible(problem.select(there[place]), part.u[place])
-            if point is not None:
-                weight[place] = point
-                objective[index] = problem.penalty.rows(there[place]).value(point).sum()
-        landed = relative_gap(objective, bound) <= _AIM * self.tolerance
+        for index in (objective > limit).nonzero()[:, 0].tolist():  # the polish found no vertex
+            place = (part.groups == index).nonzero()[:, 0]
+            points = _sparse_points(part.select(place), near.u[place], central.found, there[place], self.tolerance)
+            for point in points:
+                value = part.penalty.rows(place).value(point).sum()
+                if value <= limit[index]:
+                    weight[place], objective[index] = point, value
+                    break
+        landed = objective <= limit
         vertex = replace(vertex, weight=weight, objective=objective)
         # a vertex takes the place of the path's own weights, some of them tiny, though these may cost a little less
         self.objective[block_groups] = torch.where(landed, torch.inf, self.objective[block_groups])
@@ -235,6 +241,20 @@ class _Block:
             ):
                 self.weight[rows], self.objective[group] = self.initial[rows], value
                 self.ending[group] = Ending.INITIAL
+
+
+def _sparse_points(
+    problem: Problem, vertex: Tensor, path: Polished, rows: Tensor, tolerance: float
+) -> Iterator[Tensor]:
+    """Feasible points of one budget group, the sparsest first: the support that the path shows, moved a little; a
+    vertex of the face in which the path ended. `rows` are the group's among those of `path`."""
+    point = make_feasible(problem, vertex)
+    if point is not None:
+        yield point
+    costs = problem.penalty.full(vertex).expand(vertex.shape)
+    point = make_feasible(problem, crossover(problem, path.weight[rows], path.dual[rows], costs, tolerance))
+    if point is not None:
+        yield point
 
 
 def _proved(problem: Problem, dual: Tensor) -> Tensor:

@@ -84,26 +84,31 @@ class RowModel:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
         support = ((self.signs != 0) | self.free).nonzero()[:, 0]
         self.support = support
-        size = len(self.features)
-        full = self.linear.new_zeros(size, 2)
+        sides = self.linear.new_zeros(len(self.features), 2)
+        moved = sides
         self.nu0 = self.nu1 = self.linear.new_zeros(0 if self.binding is None else len(self.binding))
+        quadratic, linear = [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]
         if len(support):
-            gram = self.gram[support][:, support]
-            rhs = torch.stack([self.linear[support], self.costs[support] * self.signs[support]], dim=1)
+            rows = self.gram.index_select(0, support)
+            gram = rows.index_select(1, support)
+            here = self.linear[support]
+            rhs = torch.stack([here, (self.costs * self.signs)[support]], dim=1)
             if self.binding is not None and len(self.binding):
-                full[support] = self._saddle(gram, rhs, self.hard[support])
+                solution = self._saddle(gram, rhs, self.hard[support])
             else:
-                full[support] = _spd_solve(gram, rhs)
-        self.v0, self.v1 = full[:, 0], full[:, 1]
-        g0, g1 = self.gram @ self.v0, self.gram @ self.v1
-        self.q0, self.q1 = self.linear - g0, g1
+                solution = _spd_solve(gram, rhs)
+            sides[support] = solution
+            moved = rows.T @ solution
+            quadratic, linear = (solution.T @ moved[support]).tolist(), (here @ solution).tolist()
+        self.v0, self.v1 = sides[:, 0], sides[:, 1]
+        self.q0, self.q1 = self.linear - moved[:, 0], moved[:, 1]
         if self.binding is not None and len(self.binding):
             self.q0 = self.q0 - self.hard @ self.nu0
             self.q1 = self.q1 + self.hard @ self.nu1
         self.coefficients = (
-            max(self.constant - 2 * float(self.linear @ self.v0) + float(self.v0 @ g0), 0.0),
-            2 * float(self.linear @ self.v1) - 2 * float(self.v0 @ g1),
-            float(self.v1 @ g1),
+            max(self.constant - 2 * linear[0] + quadratic[0][0], 0.0),
+            2 * linear[1] - 2 * quadratic[0][1],
+            quadratic[1][1],
         )
         self.dirty = False
 
@@ -186,7 +191,9 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
         values = tau.tolist()
         for row in rows:
             models[row].settle(values[groups[row]], number >= _CAUTION)
-        if not any(models[row].dirty for row in rows):
+        open_groups = {groups[row] for row in rows if models[row].dirty}
+        rows = [row for row in rows if groups[row] in open_groups]
+        if not rows:
             return
     for row in rows:  # out of passes: the last point stands, with the signs it has
         if models[row].dirty:

@@ -28,6 +28,7 @@ _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
+_NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
 
 
 @dataclass
@@ -149,9 +150,10 @@ def _refresh(
     if problem.soft is not None:
         active &= problem.soft[row]
     cost = costs[row]
-    wanted = (state.signs[row] != 0) | free[row] | (t.abs() > _NEAR * cost)
-    wanted &= ~torch.isinf(cost)
     model = state.models.get(row)
+    near = _NEAR_AT_FIRST if model is None else _NEAR
+    wanted = (state.signs[row] != 0) | free[row] | (t.abs() > near * cost)
+    wanted &= ~torch.isinf(cost)
     if model is None:
         model = state.models[row] = RowModel(problem)
     model.update(wanted, active)

@@ -17,5 +17,6 @@ and a rank-one correction for R. Steps are Mehrotra's predictor and corrector fr
 Primal-Dual Interior-Point Methods, 1997, chapter 10).
 """
 
+from nettrim.solvers.interior.crossover import crossover as crossover
 from nettrim.solvers.interior.solve import Central as Central
 from nettrim.solvers.interior.solve import solve_interior as solve_interior
