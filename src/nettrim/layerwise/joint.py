@@ -24,6 +24,7 @@ from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
 from nettrim.layerwise.trim import feasibility, finished, record
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Status
+from nettrim.solvers.solve import Start
 
 _SHARPER = (
     0.25  # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
@@ -101,7 +102,7 @@ def price(
         piece.program, epsilon=None, groups=torch.arange(piece.program.shape[0]), regularization=multiplier
     )
     initial = piece.dense.to(program.inputs) if start is None else start.weight
-    warm = None if start is None else _known(program, start.weight, start.dual)
+    warm = None if start is None else Start(start.weight, start.dual)
     solution = means.solve(program, _SHARPER * task.recipe.tolerance, initial, warm)
     squares = solution.certificate.group_discrepancy.square().cpu()
     value = program.penalty.to(solution.weight).value(solution.weight).to(torch.float64).cpu()
@@ -209,7 +210,7 @@ def _solve_rows(
     part = None
     if len(moving):
         rows = program.rows(moving)
-        warm = None if priced is None else _known(rows, priced.weight[moving], priced.dual[:, moving])
+        warm = None if priced is None else Start(priced.weight[moving], priced.dual[:, moving])
         part = means.solve(rows, _SHARPER * tolerance, initial[moving], warm)
         if priced is None and len(moving) == len(program.groups):
             return part
@@ -226,8 +227,3 @@ def _solve_rows(
         certificate=certify(program, weight, priced.dual),
         iterations=0 if part is None else part.iterations,
     )
-
-
-def _known(program: Program, weight: Tensor, dual: Tensor) -> Solution:
-    """What a solver may start from: the answer of a program that differs a little from `program`."""
-    return Solution(weight, dual, (Status.GAP,) * len(weight), certify(program, weight, dual))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nettrim.programs import Program
 from nettrim.solvers import Solution, refit, solve
+from nettrim.solvers.solve import Start
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,7 @@ class Means:
     device: str | torch.device | None = None
     memory_budget: int | None = None
 
-    def solve(
-        self, program: Program, tolerance: float, initial: Tensor | None, warm: Solution | None = None
-    ) -> Solution:
+    def solve(self, program: Program, tolerance: float, initial: Tensor | None, warm: Start | None = None) -> Solution:
         """`nettrim.solve` by these means."""
         return solve(
             program, tolerance, initial=initial, warm=warm, memory_budget=self.memory_budget, device=self.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,22 +15,31 @@ from nettrim.solvers.base import Solution, Solver
 from nettrim.solvers.hybrid import Hybrid
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What is known of the solution of a program that differs little: all that a warm start reads of a `Solution`."""
+
+    weight: Tensor  # (out, in)
+    dual: Tensor  # (samples, out)
+
+
 def solve(
     program: Program,
     tolerance: float = 1e-4,
     *,
     solver: Solver | None = None,
     initial: Tensor | None = None,
-    warm: Solution | None = None,
+    warm: Solution | Start | None = None,
     memory_budget: int | None = None,
     device: torch.device | str | None = None,
 ) -> Solution:
     """Solve `program` to a relative optimality gap of `tolerance` and certify the answer.
 
     `initial` (out, in) is a feasible point such as the dense weights: a warm start, and the answer of last resort.
-    `warm` is the solution of a program that differs little, such as another epsilon of a path (see `solve_path`): the
-    default solver looks near its vertex first; other solvers ignore it. `memory_budget` bounds the bytes of working
-    arrays beside the program itself. `device` moves the work there; the answer comes back to the program's device.
+    `warm` is the solution of a program that differs little, such as another epsilon of a path (see `solve_path`), or
+    its weights and multipliers: the default solver looks near its vertex first; other solvers ignore it.
+    `memory_budget` bounds the bytes of working arrays beside the program itself. `device` moves the work there; the
+    answer comes back to the program's device.
     Never raises for a hard program: `Solution.status` says how each neuron ended.
 
     Raises InputError for a tolerance outside (0, 1), DataError for an `initial` or `warm` of the wrong shape.
@@ -46,7 +55,9 @@ def solve(
     if solver is None:
         solver = Hybrid() if memory_budget is None else Hybrid(memory_budget=memory_budget)
     home, there = program.inputs.device, torch.device(device or program.inputs.device)
-    known = {"warm": warm.to(there)} if warm is not None and isinstance(solver, Hybrid) else {}
+    known: dict[str, Any] = {}
+    if warm is not None and isinstance(solver, Hybrid):
+        known["warm"] = Start(warm.weight.to(there), warm.dual.to(there))
     moved = program if device is None else program.to(there)
     return solver.solve(moved, tolerance, None if initial is None else initial.to(there), **known).to(home)
 
