@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+import nettrim
 
 # one thread each: the workers of the suite are already as many as the cores
 torch.set_num_threads(1)
@@ -28,6 +31,23 @@ def _seeds() -> None:
     """The same random numbers whatever ran before."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture
+def same() -> Callable[[nettrim.Trimmed, nettrim.Trimmed], bool]:
+    """Whether two trims are the same to the bit: models, what was measured, and proofs."""
+
+    def compare(one: nettrim.Trimmed, other: nettrim.Trimmed) -> bool:
+        tensors = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+        return all(torch.equal(a, b) for a, b in tensors) and all(
+            a.totals == b.totals
+            and torch.equal(a.weight, b.weight)
+            and torch.equal(a.backing[0].weight, b.backing[0].weight)
+            and torch.equal(a.backing[0].dual, b.backing[0].dual)
+            for a, b in zip(one.layers, other.layers, strict=True)
+        )
+
+    return compare
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,26 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     assert store.load("fc 3-5") is None
 
 
+def test_a_peek_reads_the_head_alone(tmp_path):
+    """What it tells is checked by itself, whatever became of the tensors."""
+    store, _ = saved(tmp_path)
+    (file,) = tmp_path.glob("*.block")
+    content = file.read_bytes()
+    assert store.peek("fc 3-5") is None
+    for ending in (content, content[:-3]):
+        file.write_bytes(ending)
+        found = store.peek("fc 0-2")
+        assert (found.program, found.record, found.tensors) == (
+            "p1", {"gap": 0.1 + 0.2, "none": None, "inf": float("inf")}, {}
+        )  # fmt: skip
+    for place in (content.index(b"p1"), content.index(b"0.3"), 40):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert store.peek("fc 0-2") is None
+    for size in (0, 10, 47, 60):
+        file.write_bytes(content[:size])
+        assert store.peek("fc 0-2") is None
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "grown", "renamed"])
 def test_damage_counts_as_not_there(tmp_path, damage):
     store, _ = saved(tmp_path)

@@ -1,7 +1,8 @@
 """Finished work on disk: a run that is killed at any moment goes on where it was. No pickle anywhere.
 
 checkpoint.json   which model, data and recipe the directory belongs to, and the versions that wrote it
-*.block           one finished unit of work: a hash of what follows, then safetensors with the record as metadata
+*.block           one finished unit of work: a hash of what follows, then safetensors with the record as metadata, which
+                  has a hash of its own
 log.jsonl         one line a unit (`nettrim.log`)
 
 Every file is written beside its place, flushed to the disk and renamed into place: it is there whole or not at all.
@@ -36,6 +37,7 @@ _FORMAT = 1
 _MAGIC = b"nettrim\x01"
 _PIECE = 1 << 24  # bytes that are hashed at a time
 _SHOWN = 3  # differences named in a message
+_HEADER = 1 << 26  # bytes of a header that is believed
 
 Identity = Mapping[str, Mapping[str, Any]]  # "model", "data" and "recipe", each as names and plain values
 
@@ -91,18 +93,26 @@ class Checkpoint:
             return None
         try:
             (size,) = struct.unpack("<Q", body[:8])
-            about = json.loads(body[8 : 8 + size])["__metadata__"]
-            if about["unit"] != unit:
-                return None
-            return Stored(about["program"], load_tensors(body), json.loads(about["record"]))
-        except (KeyError, ValueError, struct.error, SafetensorError):
+            return _stored(unit, _about(body[8 : 8 + size]), load_tensors(body))
+        except (struct.error, SafetensorError):
             return None
+
+    def peek(self, unit: str) -> Stored | None:
+        """A finished unit without its tensors: its head alone is read, and checked for damage; None as for `load`."""
+        try:
+            with (self.directory / _file_name(unit)).open("rb") as stream:
+                (size,) = struct.unpack("<Q", stream.read(len(_MAGIC) + 40)[-8:])
+                about = _about(stream.read(min(size, _HEADER)))
+        except (FileNotFoundError, struct.error):
+            return None
+        return _stored(unit, about, {}) if about.pop("check", None) == _check(about) else None
 
     def save(self, unit: str, program: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Put a finished unit on disk. Raises InputError when the disk refuses."""
+        about = {"unit": unit, "program": program, "record": json.dumps(record)}
         body = save_tensors(
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()},
-            {"unit": unit, "program": program, "record": json.dumps(record)},
+            {**about, "check": _check(about)},
         )
         try:
             atomic_write(self.directory / _file_name(unit), _MAGIC + hashlib.sha256(body).digest() + body)
@@ -115,6 +125,27 @@ class Checkpoint:
             (self.directory / _file_name(unit)).unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
+
+
+def _about(header: bytes) -> dict[str, str]:
+    """The metadata in a file's header; empty where it is damaged."""
+    try:
+        return dict(json.loads(header)["__metadata__"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _stored(unit: str, about: Mapping[str, str], tensors: dict[str, Tensor]) -> Stored | None:
+    """What a file holds, by its metadata; None where it is another unit's."""
+    try:
+        return Stored(about["program"], tensors, json.loads(about["record"])) if about["unit"] == unit else None
+    except (KeyError, ValueError):
+        return None
+
+
+def _check(about: Mapping[str, str]) -> str:
+    """A digest of a file's metadata, by which a head can be believed without the rest."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def digest_tensors(tensors: Mapping[str, Tensor | None]) -> str:

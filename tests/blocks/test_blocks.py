@@ -36,14 +36,6 @@ def trimmed(checkpoint=None, executor=None, model=None, data=None, **options):
     return nettrim.trim(model, data, executor=executor, checkpoint=checkpoint, **options)
 
 
-def same(one, other):
-    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
-    proofs = zip(one.layers, other.layers, strict=True)
-    return all(torch.equal(a, b) for a, b in pairs) and all(
-        a.totals == b.totals and torch.equal(a.backing[0].dual, b.backing[0].dual) for a, b in proofs
-    )
-
-
 def task(out=11, **options):
     generator = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(out, 5, generator=generator), torch.randn(out, generator=generator)
@@ -89,14 +81,14 @@ def test_the_merged_record_is_that_of_the_merged_weights(constraint, options):
 
 
 @pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-def test_any_number_of_workers_gives_the_same_bits(scheme):
+def test_any_number_of_workers_gives_the_same_bits(scheme, same):
     one = trimmed(executor=LocalExecutor(1), scheme=scheme)
     assert same(one, trimmed(executor=LocalExecutor(3), scheme=scheme))
 
 
 @pytest.mark.parametrize("budget", ["neuron", "layer"])
 @pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-def test_a_finished_trim_comes_back_without_solving(tmp_path, scheme, budget, monkeypatch):
+def test_a_finished_trim_comes_back_without_solving(tmp_path, scheme, budget, monkeypatch, same):
     first = trimmed(tmp_path, scheme=scheme, budget=budget)
     monkeypatch.setattr(LayerWork, "part", None)
     again = trimmed(tmp_path, scheme=scheme, budget=budget)
@@ -105,7 +97,7 @@ def test_a_finished_trim_comes_back_without_solving(tmp_path, scheme, budget, mo
 
 
 @pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-def test_missing_and_damaged_blocks_alone_are_solved_again(tmp_path, scheme, monkeypatch):
+def test_missing_and_damaged_blocks_alone_are_solved_again(tmp_path, scheme, monkeypatch, same):
     first = trimmed(tmp_path, scheme=scheme)
     files = sorted(tmp_path.glob("*.block"))
     assert len(files) == 4
@@ -118,7 +110,7 @@ def test_missing_and_damaged_blocks_alone_are_solved_again(tmp_path, scheme, mon
     assert len(solved) == 2
 
 
-def test_blocks_of_another_program_are_solved_again(tmp_path, monkeypatch):
+def test_blocks_of_another_program_are_solved_again(tmp_path, monkeypatch, same):
     """As when the inputs of a layer were computed on another machine, to other last digits."""
     first = trimmed(tmp_path)
     sorted(tmp_path.glob("0_*.block"))[0].unlink()
@@ -158,7 +150,7 @@ def test_every_block_has_a_line_in_the_log(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_shares_make_the_same_trim(tmp_path, count):
+def test_shares_make_the_same_trim(tmp_path, count, same):
     whole = trimmed()
     for index in range(1, count):
         with pytest.raises(Unfinished, match="blocks of other shares are missing"):
@@ -168,7 +160,7 @@ def test_shares_make_the_same_trim(tmp_path, count):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4  # nothing was solved twice
 
 
-def test_shares_of_a_cascade_go_layer_by_layer(tmp_path):
+def test_shares_of_a_cascade_go_layer_by_layer(tmp_path, same):
     whole = trimmed(scheme="cascade")
     rounds = 0
     while True:

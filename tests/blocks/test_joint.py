@@ -10,7 +10,7 @@ from torch import nn
 
 import nettrim
 from nettrim.blocks import Blocks, split, work
-from nettrim.blocks.joint import JointRounds
+from nettrim.blocks.joint_files import JointFiles
 from nettrim.blocks.split import cuts, plan
 from nettrim.blocks.work import LayerWork
 from nettrim.executors.base import Held
@@ -53,16 +53,6 @@ def trimmed(checkpoint=None, executor=None, **options):
     model = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
     options = {"epsilon": 0.2, "progress": False, **options}
     return nettrim.trim(model, torch.randn(40, 6), executor=executor, checkpoint=checkpoint, **options)
-
-
-def same(one, other):
-    return all(
-        torch.equal(a.weight, b.weight)
-        and a.totals == b.totals
-        and torch.equal(a.backing[0].dual, b.backing[0].dual)
-        and torch.equal(a.backing[0].weight, b.backing[0].weight)
-        for a, b in zip(one.layers, other.layers, strict=True)
-    )
 
 
 @pytest.mark.parametrize("out", [15, 16, 17, 40])
@@ -215,9 +205,49 @@ def test_a_multiplier_far_off_is_found_out(monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-def test_any_number_of_workers_gives_the_same_bits(scheme):
+def test_any_number_of_workers_gives_the_same_bits(scheme, same):
     one = trimmed(executor=LocalExecutor(1), scheme=scheme)
     assert same(one, trimmed(executor=LocalExecutor(3), scheme=scheme))
+
+
+class Backwards(LocalExecutor):
+    """Takes as many items as it has workers, and the newest of them comes back first."""
+
+    def __init__(self, workers):
+        super().__init__(workers)
+        self.together = set()  # layers that had items in flight at the same time
+
+    def map(self, function, items):
+        source, sent = enumerate(items), []
+        while True:
+            while len(sent) < self.workers and (entry := next(source, None)) is not None:
+                sent.append(entry)
+            if not sent:
+                return
+            self.together.add(frozenset(item.name.partition(",")[0] for _, item in sent))
+            index, item = sent.pop()
+            yield index, function(item)
+
+
+def test_layers_are_in_flight_together(same):
+    """Between the rounds of one layer the workers have those of others; with one worker a layer comes after another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 16), nn.ReLU(), nn.Linear(16, 20))
+    samples, trims = torch.randn(40, 6), {}
+    for workers in (1, 3, 7):
+        executor = Backwards(workers)
+        trims[workers] = nettrim.trim(model, samples, epsilon=0.2, progress=False, executor=executor)
+        assert max(map(len, executor.together)) == min(workers, 3)
+    assert same(trims[1], trims[3])
+    assert same(trims[1], trims[7])
+
+
+def test_an_executor_that_asks_once_is_asked_again(same):
+    class Once(LocalExecutor):
+        def map(self, function, items):
+            return ((index, function(item)) for index, item in enumerate(list(items)))
+
+    assert same(trimmed(executor=LocalExecutor(1)), trimmed(executor=Once(1)))
 
 
 def test_only_sums_travel_between_rounds():
@@ -265,7 +295,7 @@ def stopping(monkeypatch, after):
     return counted
 
 
-def test_a_run_that_dies_after_any_step_repeats_none(tmp_path, monkeypatch):
+def test_a_run_that_dies_after_any_step_repeats_none(tmp_path, monkeypatch, same):
     with monkeypatch.context() as patch:
         counted = stopping(patch, 10**6)
         expected = trimmed(tmp_path / "whole", LocalExecutor(1))
@@ -285,31 +315,36 @@ def test_a_run_that_dies_after_any_step_repeats_none(tmp_path, monkeypatch):
     assert all({path.name for path in folder.glob("*.block")} == names for folder in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["of", "course"])
 @pytest.mark.parametrize("after", [3, 7, 16])
-def test_a_damaged_part_alone_is_made_up_for(tmp_path, monkeypatch, after):
+def test_a_damaged_part_alone_is_made_up_for(tmp_path, monkeypatch, after, name, same):
+    """So is a damaged course: the parts tell it."""
     expected = trimmed(tmp_path / "whole", LocalExecutor(1))
     folder = tmp_path / "other"
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stopping(patch, after)
         trimmed(folder, LocalExecutor(1))
-    damaged = sorted(folder.glob("*_of_*.block"))[0]
+    damaged = sorted(folder.glob(f"*_{name}_*.block"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    assert same(expected, trimmed(folder, LocalExecutor(1)))
+    with monkeypatch.context() as patch:
+        counted = stopping(patch, 10**6)
+        assert same(expected, trimmed(folder, LocalExecutor(1)))
+    assert counted["samples"] == 0
 
 
-def test_parts_of_another_search_are_not_mixed(tmp_path, monkeypatch):
-    """As when files of two versions lie in one directory: the block is begun anew."""
-    expected = trimmed(tmp_path / "whole", LocalExecutor(1))
-    folder = tmp_path / "other"
-    for first, after in ((0.5, 2), (0.7, 4)):
+def test_parts_of_another_search_are_not_mixed(tmp_path, monkeypatch, same):
+    """As when files of two versions lie in one directory: parts that left the course begin anew."""
+    folder, kept = tmp_path / "other", {}
+    for first in (0.5, 0.7):
         with monkeypatch.context() as patch, pytest.raises(Stop):
-            stopping(patch, after)
             patch.setattr(LayerWork, "sample", lambda self, sample, first=first: first)
             if first == 0.7:
-                patch.setattr(JointRounds, "_look", lambda *given: None)
+                expected = trimmed(executor=LocalExecutor(1))
+                patch.setattr(JointFiles, "read", lambda *given: None)
+            stopping(patch, 8)
             trimmed(folder, LocalExecutor(1))
         if first == 0.5:
-            kept = {path: path.read_bytes() for path in sorted(folder.glob("*_of_*.block"))[:1]}
+            kept = {path: path.read_bytes() for path in sorted(folder.glob("*_of_*.block"))[:2]}
     for path, content in kept.items():
         path.write_bytes(content)
     assert same(expected, trimmed(folder, LocalExecutor(1)))
@@ -329,7 +364,7 @@ def test_every_step_has_a_line_in_the_log(tmp_path):
     assert by_round[rounds[-1]["round"]] == {None}
 
 
-def test_a_share_takes_a_joint_budget_whole(tmp_path):
+def test_a_share_takes_a_joint_budget_whole(tmp_path, same):
     whole = trimmed(executor=LocalExecutor(1))
     with pytest.raises(Unfinished):
         trimmed(tmp_path, Shard(1, 2))

@@ -72,6 +72,28 @@ def test_items_are_read_lazily():
     assert most <= 2
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_items_may_come_of_results(workers):
+    """An iterator that had none is asked again after a result: here each item but the first comes of another's."""
+
+    ready, seen = [1], {}
+
+    class Tree:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not ready:
+                raise StopIteration
+            return ready.pop()
+
+    for index, result in LocalExecutor(workers).map(lambda item: item, Tree()):
+        seen[index] = result
+        ready.extend(child for child in (2 * result, 2 * result + 1) if child < 16)
+    assert sorted(seen) == list(range(15))
+    assert sorted(seen.values()) == list(range(1, 16))
+
+
 def test_an_interrupt_is_raised_at_once_and_stops_the_rest():
     started = []
 

@@ -57,15 +57,7 @@ def trimmed(executor, checkpoint=None, **options):
     return nettrim.trim(model, batches, executor=executor, checkpoint=checkpoint, **options)
 
 
-def same(one, other):
-    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
-    proofs = zip(one.layers, other.layers, strict=True)
-    return all(torch.equal(a, b) for a, b in pairs) and all(
-        a.totals == b.totals and torch.equal(a.backing[0].dual, b.backing[0].dual) for a, b in proofs
-    )
-
-
-def test_two_machines_give_the_answer_of_one_thread(ray, small_blocks, tmp_path):
+def test_two_machines_give_the_answer_of_one_thread(ray, small_blocks, tmp_path, same):
     assert ray.workers == 2
     for options in ({}, {"scheme": "cascade"}, {"budget": "layer"}):
         folder = tmp_path / "-".join(options)
@@ -74,7 +66,7 @@ def test_two_machines_give_the_answer_of_one_thread(ray, small_blocks, tmp_path)
     assert len(workers) >= 2
 
 
-def test_workers_capture_their_share_of_the_batches(cluster, small_blocks):
+def test_workers_capture_their_share_of_the_batches(cluster, small_blocks, same):
     with Ray(cluster.address, timeout=120, captures=True) as executor:
         for scheme in ("parallel", "cascade"):
             assert same(trimmed(LocalExecutor(1), scheme=scheme), trimmed(executor, scheme=scheme))
@@ -128,6 +120,25 @@ def test_what_is_held_stays_in_the_object_store(ray, monkeypatch):
     assert ray.fetch(ray.hold([start]))[0].data_ptr() != start.data_ptr()
 
 
+def test_items_may_come_of_results(ray):
+    """An iterator that had none is asked again after a result: here each item but the first comes of another's."""
+    ready, seen = [1], []
+
+    class Tree:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not ready:
+                raise StopIteration
+            return ready.pop()
+
+    for _, result in ray.map(abs, Tree()):
+        seen.append(result)
+        ready.extend(child for child in (2 * result, 2 * result + 1) if child < 8)
+    assert sorted(seen) == list(range(1, 8))
+
+
 def picky(item):
     if item.size > 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -175,7 +186,7 @@ def test_a_worker_that_dies_again_and_again_is_an_error(cluster):
 
 
 @pytest.mark.parametrize("budget", ["neuron", "layer"])
-def test_a_lost_machine_is_made_up_for(cluster, small_blocks, budget):
+def test_a_lost_machine_is_made_up_for(cluster, small_blocks, budget, same):
     """SIGKILL to all processes of one machine after the sixth finished block: what it held is computed again."""
     expected = trimmed(LocalExecutor(1), budget=budget)
     extra = cluster.add_node(num_cpus=2)

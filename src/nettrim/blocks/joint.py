@@ -1,49 +1,87 @@
 """Joint budgets too large for one block: rounds at one multiplier after another, then weights within the budget.
 
-The driver holds the multiplier. A part's program is put where the workers reach it, once; its weights and multipliers
-stay where they were computed. What travels is a multiplier to each part and a few sums back, until the last round. With
-a checkpoint the driver also fetches every finished round, so that a killed run repeats at most one part a worker.
+One process leads: it alone decides the course, that is the multiplier of each round and at last how epsilon is dealt
+out. Whatever a part has to show was found on that course, or does not count. So it does not matter who solves which
+part, in which order, nor what an earlier run had left half done: the answer is the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from nettrim.blocks.merge import merge
 from nettrim.blocks.multiplier import next_multiplier
-from nettrim.blocks.pack import pack, unpack
-from nettrim.blocks.split import Part, cut_part
-from nettrim.blocks.work import Done, LayerWork, Sample, Step
-from nettrim.checkpoint import Checkpoint
-from nettrim.executors.base import Executor, Held
-from nettrim.layerwise import Answer, LayerOutcome, LayerTask, Piece, Priced, Shares, conclude_joint, zero_squares
+from nettrim.blocks.split import Part
+from nettrim.blocks.work import Done, Sample, Step
+from nettrim.executors.base import Held
+from nettrim.layerwise import Answer, LayerOutcome, LayerTask, Piece, Shares, conclude_joint, zero_squares
 
 _SAMPLE = 16  # neurons whose program tells the first multiplier
 
-Report = Callable[[Mapping[str, Any]], None]
+
+@dataclass(frozen=True)
+class Course:
+    """What was decided so far: a multiplier a round, then the shares of epsilon."""
+
+    multipliers: tuple[float, ...] = ()
+    shares: Shares | None = None
+
+
+@dataclass(eq=False)
+class JointPart:
+    """Some neurons of a joint budget: what they have to show."""
+
+    part: Part  # its rows are those of the layer
+    held: Held | None = None  # the same where the workers reach it; None: solved elsewhere
+    answers: list[Answer] = field(default_factory=list)  # one a round
+    state: Held | None = None  # of a Priced: the last round's
+    landed: LayerOutcome | None = None
+    shares: Shares | None = None  # within which it landed, here or elsewhere
+    sent: Step | None = None  # in the workers' hands
+    pieces: int = 1  # in which it was solved last, where memory was short
+
+    @property
+    def rows(self) -> range:
+        return self.part.rows
+
+    def keeps_to(self, course: Course) -> bool:
+        """Whether all it has to show was found on this course."""
+        made = tuple(answer.multiplier for answer in self.answers)
+        return made == course.multipliers[: len(made)] and self.shares in (None, course.shares)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.answers, self.state, self.landed, self.shares = [], None, None, None
+
+    def step(self, course: Course) -> Step | None:
+        """What is to be done next; None where nothing is, until the course goes on."""
+        if self.held is None or self.sent is not None or self.shares is not None:
+            return None
+        step = Step(self.part.name, self.held, self.state, len(self.rows), pieces=self.pieces)
+        if len(self.answers) < len(course.multipliers):
+            return replace(step, multiplier=course.multipliers[len(self.answers)])
+        return None if course.shares is None else replace(step, shares=course.shares)
 
 
 @dataclass(eq=False)
 class JointBlock:
-    """A block that is one joint budget, in parts: where its search is, and what each part has to show."""
+    """A block that is one joint budget, in parts: where its search is."""
 
     whole: Part
     number: int
-    cuts: tuple[range, ...]  # rows of the layer
     program: str  # digest of the layer's programs, for the checkpoint
-    names: list[str] = field(default_factory=list)
-    parts: list[Held] = field(default_factory=list)
-    states: list[Held | None] = field(default_factory=list)
-    answers: list[list[Answer]] = field(default_factory=list)  # of each part, one a round
-    landed: dict[int, LayerOutcome] = field(default_factory=dict)
-    pieces: list[int] = field(default_factory=list)  # in which a part was solved last, where memory was short
-    zero_square: float = 0.0
-    first: float = 0.0  # the multiplier of the first round
+    parts: list[JointPart]
+    lead: bool = True  # whether this process decides the course
+    course: Course = field(default_factory=Course)
+    sampling: bool = False  # a sample is in the workers' hands
+
+    def __post_init__(self) -> None:
+        self.zero_square = float(zero_squares(self.piece.program).sum())
 
     @property
     def piece(self) -> Piece:
@@ -60,26 +98,104 @@ class JointBlock:
         return self.whole.task
 
     @property
-    def rounds(self) -> list[Answer]:
-        """The sums over all parts, of the rounds that all have finished."""
-        return [Answer.over(parts) for parts in zip(*self.answers, strict=False)]
+    def cuts(self) -> tuple[range, ...]:
+        """The rows of the layer that each part has."""
+        return tuple(part.rows for part in self.parts)
 
     @property
-    def needs_sample(self) -> bool:
+    def busy(self) -> bool:
+        """Whether anything of it is in the workers' hands."""
+        return self.sampling or any(part.sent is not None for part in self.parts)
+
+    @property
+    def alone(self) -> bool:
+        """Whether all of it is solved by this process."""
+        return self.lead and all(part.held is not None for part in self.parts)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be solved: anywhere for who leads, here for others."""
+        return all(part.shares is not None for part in self.parts if self.lead or part.held is not None)
+
+    def follow(self, course: Course) -> None:
+        """Take up a course; parts that have left it begin anew."""
+        self.course = course
+        for part in self.parts:
+            if not part.keeps_to(course):
+                part.forget()
+
+    def recover(self) -> None:
+        """Take up the course that the parts tell of, where its own file is lost: the longest."""
+        longest = max(self.parts, key=lambda part: (part.shares is not None, len(part.answers)))
+        self.follow(Course(tuple(answer.multiplier for answer in longest.answers), longest.shares))
+
+    def next(self) -> tuple[JointPart | None, Sample | Step] | None:
+        """What is to be done next, and of which part; None where nothing is until something comes back."""
+        if self._needs_sample:
+            if self.sampling or not self.lead:
+                return None
+            self.sampling = True
+            return None, self._sample()
+        for part in self.parts:
+            step = part.step(self.course)
+            if step is not None:
+                part.sent = step
+                return part, step
+        return None
+
+    def guess(self, found: float | None) -> None:
+        """The first multiplier: what a sample tells, else of the size at which half the penalty would be spent."""
+        penalty = self.piece.program.penalty
+        value = float(penalty.to(self.piece.dense).value(self.piece.dense).sum())
+        self.sampling = False
+        self.course = Course((found or max(value, 1e-300) / (4 * self.epsilon**2),))
+
+    def take(self, part: JointPart, answer: Answer | LayerOutcome, state: Held | None, done: Done) -> bool:
+        """What a step found; False where the course has changed since, so that it does not count."""
+        step, part.sent = part.sent, None
+        assert step is not None
+        part.pieces = done.pieces
+        if isinstance(answer, Answer):
+            if self.course.multipliers[len(part.answers) :][:1] != (answer.multiplier,):
+                return False
+            part.answers.append(answer)
+        else:
+            if step.shares != self.course.shares or part.shares is not None:
+                return False
+            part.landed, part.shares = answer, step.shares
+        part.state = state
+        return True
+
+    def decide(self) -> bool:
+        """Extend the course, where this process leads and all parts have come to its end; whether it was extended."""
+        course = self.course
+        if not self.lead or course.shares is not None or self._needs_sample:
+            return False
+        if any(len(part.answers) < len(course.multipliers) for part in self.parts):
+            return False
+        multiplier = None
+        if not course.multipliers:  # nothing to search for
+            shares = Shares(0.0 if self.epsilon == 0 else self.epsilon / math.sqrt(self.zero_square or 1.0))
+        else:
+            rounds = [Answer.over(answers) for answers in zip(*(part.answers for part in self.parts), strict=True)]
+            multiplier = next_multiplier(rounds, self.epsilon, self.task.recipe.tolerance)
+            shares = Shares.of(rounds[-1], self.epsilon, len(self.whole.rows)) if multiplier is None else None
+        more = () if multiplier is None else (multiplier,)
+        self.course = Course((*course.multipliers, *more), shares)
+        return True
+
+    def outcome(self) -> LayerOutcome:
+        """All parts put together, with the certificate of the joint program."""
+        parts = [part.landed for part in self.parts if part.landed is not None]
+        assert len(parts) == len(self.parts)
+        return conclude_joint(self.task, self.piece, merge(self.task.layer, self.task.recipe, parts))
+
+    @property
+    def _needs_sample(self) -> bool:
         """Whether a first multiplier is to be found: not where zero weights will do, nor for an epsilon of zero."""
-        return 0 < self.epsilon < math.sqrt(self.zero_square) and not self.first
+        return 0 < self.epsilon < math.sqrt(self.zero_square) and not self.course.multipliers
 
-    def agree(self) -> None:
-        """Take the search up where it was; begin anew if files are of two searches, as after a change of version."""
-        longest = max(self.answers, key=len)
-        self.first = longest[0].multiplier if longest else 0.0
-        course = [answer.multiplier for answer in longest]
-        if any([one.multiplier for one in answers] != course[: len(answers)] for answers in self.answers):
-            self.answers = [[] for _ in self.cuts]
-            self.states = [None for _ in self.cuts]
-            self.landed, self.first = {}, 0.0
-
-    def sample(self) -> Sample:
+    def _sample(self) -> Sample:
         """Some of its neurons, evenly spread over those that zero weights do not serve."""
         squares = zero_squares(self.piece.program)
         useful = (squares > 0).nonzero()[:, 0]
@@ -91,144 +207,17 @@ class JointBlock:
             f"{self.task.name}, a sample of its neurons", self.piece.program.rows(rows), self.piece.dense[rows], share
         )
 
-    def guess(self, found: float | None) -> None:
-        """The first multiplier: what a sample tells, else of the size at which half the penalty would be spent."""
-        penalty = self.piece.program.penalty
-        value = float(penalty.to(self.piece.dense).value(self.piece.dense).sum())
-        self.first = found or max(value, 1e-300) / (4 * self.epsilon**2)
 
-    def steps(self) -> list[tuple[int, Step]]:
-        """What is to be done next, part by part; empty when all have landed."""
-        rounds = self.rounds
-        multiplier, shares = self._next_multiplier(rounds), None
-        if multiplier is None and rounds:
-            shares = Shares.of(rounds[-1], self.epsilon, len(self.whole.rows))
-        elif multiplier is None:  # nothing to search for
-            shares = Shares(0.0 if self.epsilon == 0 else self.epsilon / math.sqrt(self.zero_square or 1.0))
-        waiting = [
-            place
-            for place in range(len(self.cuts))
-            if (len(self.answers[place]) == len(rounds) if shares is None else place not in self.landed)
-        ]
-        return [
-            (
-                place,
-                Step(
-                    self.names[place], self.parts[place], self.states[place], len(self.cuts[place]),
-                    multiplier or 0.0, shares, self.pieces[place],
-                ),
-            )
-            for place in waiting
-        ]  # fmt: skip
-
-    def _next_multiplier(self, rounds: Sequence[Answer]) -> float | None:
-        """That of parts that are ahead, as a killed run leaves them; else what the search says. None: time to land."""
-        ahead = [answers[len(rounds)].multiplier for answers in self.answers if len(answers) > len(rounds)]
-        if ahead:
-            return ahead[0]
-        if not self.first or any(len(self.answers[place]) == len(rounds) for place in self.landed):
-            return None
-        return next_multiplier(rounds, self.epsilon, self.task.recipe.tolerance) if rounds else self.first
-
-    def outcome(self) -> LayerOutcome:
-        """All parts put together, with the certificate of the joint program."""
-        parts = [self.landed[place] for place in range(len(self.cuts))]
-        return conclude_joint(self.task, self.piece, merge(self.task.layer, self.task.recipe, parts))
-
-
-@dataclass(frozen=True, eq=False)
-class JointRounds:
-    """Runs the rounds of the joint blocks of one layer, side by side."""
-
-    work: LayerWork
-    executor: Executor
-    store: Checkpoint | None
-    report: Report  # takes what the log says of a finished step
-
-    def run(
-        self, task: LayerTask, piece: Piece, blocks: Mapping[int, tuple[range, ...]], program: str
-    ) -> Iterator[tuple[int, LayerOutcome]]:
-        """(number, outcome) of each block; `blocks` has the parts of each, as rows of the layer."""
-        piece = replace(piece, program=replace(piece.program, inputs=self.executor.share(piece.program.inputs)))
-        joint = [self._open(task, piece, number, cuts, program) for number, cuts in blocks.items()]
-        wanting = [block for block in joint if block.needs_sample]
-        samples = [block.sample() for block in wanting]
-        for index, found in self.executor.map(self.work.sample, samples):
-            wanting[index].guess(found)
-        while joint:
-            steps = [(block, place, step) for block in joint for place, step in block.steps()]
-            for index, (answer, state, done) in self.executor.map(self.work.step, (step for _, _, step in steps)):
-                block, place, step = steps[index]
-                self._take(block, place, step, answer, state, done)
-            for block in [block for block in joint if len(block.landed) == len(block.cuts)]:
-                joint.remove(block)
-                yield block.number, block.outcome()
-
-    def _open(self, task: LayerTask, piece: Piece, number: int, cuts: tuple[range, ...], program: str) -> JointBlock:
-        """A block with what is on disk of it."""
-        whole = cut_part(task, piece, range(cuts[0].start, cuts[-1].stop), number, 0.0)
-        block = JointBlock(whole, number, cuts, program)
-        block.zero_square = float(zero_squares(block.piece.program).sum())
-        for place, rows in enumerate(cuts):
-            part = cut_part(task, piece, rows, place, 0.0)
-            block.names.append(part.name)
-            block.parts.append(self.executor.hold(part))
-            block.states.append(None)
-            block.answers.append([])
-            block.pieces.append(1)
-            self._look(block, place, part)
-        block.agree()
-        return block
-
-    def _look(self, block: JointBlock, place: int, part: Part) -> None:
-        """Take what a part had finished when an earlier run ended."""
-        stored = None if self.store is None else self.store.load(unit_of(part.task.name, block.cuts, place))
-        if stored is None or stored.program != block.program:
-            return
-        block.answers[place] = [Answer(**answer) for answer in stored.record["answers"]]
-        if "landed" in stored.record:
-            landed = replace(stored, record=stored.record["landed"])
-            block.landed[place] = unpack(landed, part.task.layer, range(len(part.rows)))
-        else:
-            block.states[place] = self.executor.hold(Priced(**stored.tensors))
-
-    def _take(
-        self, block: JointBlock, place: int, step: Step, answer: Answer | LayerOutcome, state: Held | None, done: Done
-    ) -> None:
-        """Keep what a step found, on disk too, and report it."""
-        block.pieces[place] = done.pieces
-        block.states[place] = state
-        if isinstance(answer, Answer):
-            block.answers[place].append(answer)
-        else:
-            block.landed[place] = answer
-        if self.store is not None:
-            answers = [asdict(one) for one in block.answers[place]]
-            if isinstance(answer, Answer):
-                assert state is not None
-                tensors, record = dict(vars(self.executor.fetch(state))), {"answers": answers}
-            else:
-                tensors, landed = pack(answer)
-                record = {"answers": answers, "landed": landed}
-            self.store.save(unit_of(block.task.name, block.cuts, place), block.program, tensors, record)
-        self.report(_line(block, place, step, answer, done))
-
-
-def unit_of(layer: str, cuts: Sequence[range], place: int) -> str:
-    """What a part of a joint block is called on disk while the block is not finished."""
-    return f"{layer} {cuts[place].start}-{cuts[place].stop - 1} of {cuts[0].start}-{cuts[-1].stop - 1}"
-
-
-def _line(block: JointBlock, place: int, step: Step, answer: Answer | LayerOutcome, done: Done) -> Mapping[str, Any]:
+def line_of(block: JointBlock, part: JointPart, answer: Answer | LayerOutcome, done: Done) -> Mapping[str, Any]:
     """A line of the log."""
     result = answer if isinstance(answer, Answer) else answer.result
     about = {
         "layer": block.task.name,
         "block": block.number,
-        "part": place,
-        "parts": len(block.cuts),
-        "round": len(block.answers[place]) + (not isinstance(answer, Answer)),
-        "neurons": [block.cuts[place].start, block.cuts[place].stop],
+        "part": block.parts.index(part),
+        "parts": len(block.parts),
+        "round": len(part.answers) + (not isinstance(answer, Answer)),
+        "neurons": [part.rows.start, part.rows.stop],
         "iterations": result.iterations,
         "seconds": round(result.seconds, 3),
         "worker": done.worker,

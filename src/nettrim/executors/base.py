@@ -68,7 +68,8 @@ class Executor(Protocol):
         """(index, function(item)) in order of completion.
 
         `items` is read lazily, at most `workers` of them ahead, so a generator that loads data on
-        demand bounds the memory. The first exception of an item is raised again, with a note of
+        demand bounds the memory. An iterator that has no more is asked again whenever the reader comes for a result, so
+        items may come of results. The first exception of an item is raised again, with a note of
         which item it was (`name_of`), and no further item starts.
         """
         ...

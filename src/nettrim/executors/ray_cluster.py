@@ -101,12 +101,12 @@ class Ray:
         self._captures = captures
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, *, captures: bool = False) -> Self:
         """From "ray", or "ray://" and a cluster's address. Raises InputError for anything else."""
         scheme, _, address = text.partition("://")
         if scheme != "ray" or ("://" in text and not address):
             raise InputError(should("executor", "ray, or ray://ADDRESS", repr(text)))
-        return cls(address or None)
+        return cls(address or None, captures=captures)
 
     @property
     def workers(self) -> int:

@@ -25,8 +25,11 @@ class Shard:
 
     Every share has the same model, data and recipe. Each solves its blocks only; one that finds all blocks finished,
     or a run of the same checkpoint without a share, puts them together. A share that is done while others are not
-    waits `wait` seconds for them, then raises `Unfinished`. The cascade needs all blocks of a layer before it
-    goes on to the next: let shares that run at the same time wait, or run the array once a layer.
+    waits until it has been `wait` seconds without news of them, then raises `Unfinished`. The cascade needs all blocks
+    of a layer before it goes on to the next: let shares that run at the same time wait, or run the array once a layer.
+
+    Shares that wait solve the parts of a joint budget together; one of them leads, and solves what others have not
+    brought after `wait` seconds. Without a `wait` it solves all parts itself.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class Shard:
         self._captures = captures
 
     @classmethod
-    def parse(cls, text: str, *, wait: float = 0.0, executor: Executor | None = None) -> Self:
+    def parse(cls, text: str, *, wait: float = 0.0, executor: Executor | None = None, captures: bool = False) -> Self:
         """From "i/n". Raises InputError for anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None:
             raise InputError(should("shard", "i/n such as 1/4", repr(text)))
-        return cls(int(match[1]), int(match[2]), wait=wait, executor=executor)
+        return cls(int(match[1]), int(match[2]), wait=wait, executor=executor, captures=captures)
 
     @property
     def workers(self) -> int:
@@ -71,7 +74,7 @@ class Shard:
         return self._captures
 
     def mine(self, number: int) -> bool:
-        """Whether this share solves the block with this number, counted over the whole trim."""
+        """Whether this share solves the block, or the part of a joint budget, with this number in the whole trim."""
         return number % self.count == self.index - 1
 
     def share(self, tensor: Tensor) -> Tensor:
