@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nettrim
+from nettrim import saving
 from nettrim.errors import DataError, InputError, ModelError
 
 
@@ -142,6 +144,22 @@ def test_the_directory_is_whole_or_not_there(tmp_path, data, monkeypatch):
     monkeypatch.undo()
     assert (target / "nettrim.json").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["deep"] and os.listdir(tmp_path / "deep") == ["out"]
+
+
+def test_jobs_that_write_the_same_directory_take_turns(tmp_path):
+    """Always one of them is there, whole; none fails and nothing is left beside it."""
+
+    def write(number):
+        made = tmp_path / f"made-{number}"
+        made.mkdir()
+        (made / "content").write_text(str(number))
+        saving._replace(made, tmp_path / "out")
+
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(40)))
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert 0 <= int((tmp_path / "out" / "content").read_text()) < 40
 
 
 def test_directories_that_hold_something_else_are_refused(tmp_path, data):

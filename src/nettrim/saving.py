@@ -9,11 +9,13 @@ Of an ONNX file model.onnx and original.onnx stand in place of model.safetensors
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ MODEL, PROOFS, REPORT, RECIPE, INDEX = (
     "model.safetensors", "proofs.safetensors", "report.json", "recipe.toml", "nettrim.json"
 )  # fmt: skip
 ONNX_MODEL, ONNX_ORIGINAL = "model.onnx", "original.onnx"
+_TURNS = 100  # attempts at a directory that others write at the same time
 
 
 class Provable(Protocol):
@@ -265,17 +268,31 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def _replace(temporary: Path, directory: Path) -> None:
-    """Rename into place; what stood there is moved aside first and put back if that fails."""
+    """Rename into place; what stood there is moved aside first and put back if that fails.
+
+    Jobs of an array may write the same directory at the same time: whoever finds it gone, or there, tries again.
+    """
+    for left in reversed(range(_TURNS)):
+        try:
+            return _swap(temporary, directory)
+        except OSError as error:
+            if not left or error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            time.sleep(0.01)
+
+
+def _swap(temporary: Path, directory: Path) -> None:
     if not directory.exists():
         temporary.rename(directory)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)) / "old"
-    directory.rename(aside)
     try:
-        temporary.rename(directory)
-    except OSError:
-        aside.rename(directory)
-        raise
+        directory.rename(aside)
+        try:
+            temporary.rename(directory)
+        except OSError:
+            aside.rename(directory)
+            raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
 

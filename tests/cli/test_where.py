@@ -1,11 +1,15 @@
 """`nettrim trim` with a checkpoint, in shares, and on engines that do not exist."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nettrim.cli.running import parse_bytes
+from nettrim.cli.running import Where, parse_bytes
+from nettrim.executors import Shard
 
 TORCH = ("nets:small", "--weights", "small.safetensors")
 
@@ -43,13 +47,43 @@ def test_shares_of_a_trim(run) -> None:
     assert one["nonzeros_after"] == two["nonzeros_after"] and one["network"] == two["network"]
 
 
+@pytest.mark.slow
+def test_shares_that_run_together_share_the_samples_too(run, folder: Path) -> None:
+    """Two jobs at the same time: each runs the network on one of the two batches, and both write the result."""
+    inputs = np.random.default_rng(0).standard_normal((400, 12)).astype(np.float32)
+    np.savez(folder / "data.npz", inputs=inputs)
+    words = ["--data", "data.npz", "--epsilon", "0.1", "--holdout", "0", "-q", "--checkpoint", "kept", "-o", "out"]
+    command = [sys.executable, "-m", "nettrim", "trim", *TORCH, *words, "--wait", "100", "--spread-data", "--shard"]
+    jobs = [subprocess.Popen([*command, f"{index}/2"], stderr=subprocess.PIPE, text=True) for index in (1, 2)]
+    ends = [(job.communicate(timeout=200)[1], job.returncode) for job in jobs]
+    assert ends == [("", 0), ("", 0)]
+    assert run("trim", *TORCH, *words[:-4], "-o", "whole").exit_code == 0
+    one, two = (json.loads(Path(name, "report.json").read_text()) for name in ("out", "whole"))
+    assert one["nonzeros_after"] == two["nonzeros_after"] and one["network"] == two["network"]
+
+
+def test_what_the_words_make_of_an_executor(tmp_path: Path) -> None:
+    chosen = Where.of(None, None, tmp_path, "2/3", None, 7.5, True).executor
+    assert isinstance(chosen, Shard)
+    assert (chosen.index, chosen.count, chosen.wait, chosen.captures) == (2, 3, 7.5, True)
+    assert not Where.of(None, None, tmp_path, "2/3").executor.captures
+    pytest.importorskip("ray")
+    assert Where.of(None, "ray", None, None, spread=True).executor.captures
+    assert not Where.of(None, "ray", None, None).executor.captures
+    both = Where.of(None, "ray", tmp_path, "1/2", None, 1.0, True).executor  # shares capture, not their clusters
+    assert both.captures and not both._executor.captures
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("--executor", "dask"),
         ("--shard", "1/2"),
-        ("--shard", "3/2", "--checkpoint", "kept"),
+        ("--checkpoint", "kept", "--shard", "3/2"),
         ("--shard", "x"),
+        ("--wait", "5"),
+        ("--checkpoint", "kept", "--shard", "1/2", "--wait", "-1"),
+        ("--spread-data",),
         ("--memory", "lots"),
         ("--memory", "0.1B"),
     ],
@@ -57,7 +91,7 @@ def test_shares_of_a_trim(run) -> None:
 def test_bad_words_end_in_one_sentence(run, words: tuple[str, ...]) -> None:
     result = _trim(run, TORCH, "out", *words)
     assert result.exit_code == 2 and not Path("out").exists()
-    assert words[1] in result.stderr and "Traceback" not in result.stderr
+    assert words[-1] in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

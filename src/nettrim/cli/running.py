@@ -35,6 +35,8 @@ class Where:
         checkpoint: Path | None,
         shard: str | None,
         memory: str | None = None,
+        wait: float | None = None,
+        spread: bool = False,
     ) -> Where:
         """From the words of the command line. Raises InputError for words that are not known or do not fit."""
         check_device(device)
@@ -43,11 +45,16 @@ class Where:
             if executor != "ray" and not executor.startswith("ray://"):
                 cure = near(executor, ("local", "ray", "ray://ADDRESS"))
                 raise InputError(should("--executor", "local, ray or ray://ADDRESS", repr(executor), cure))
-            chosen = Ray.parse(executor)
+            chosen = Ray.parse(executor, captures=spread and shard is None)
         if shard is not None:
             if checkpoint is None:
                 raise InputError(should("--shard", "given with --checkpoint FOLDER", repr(shard)))
-            chosen = Shard.parse(shard, executor=chosen)
+            chosen = Shard.parse(shard, wait=wait or 0.0, executor=chosen, captures=spread)
+        elif wait is not None:
+            raise InputError(should("--wait", "given with --shard I/N", f"{wait:g}"))
+        if spread and chosen is None:
+            cure = "In one process there is nothing to spread."
+            raise InputError(should("--spread-data", "given with --executor ray or --shard I/N", "neither", cure))
         return cls(device, chosen, checkpoint, None if memory is None else parse_bytes(memory))
 
 

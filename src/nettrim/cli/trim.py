@@ -63,7 +63,13 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="The same with the folder DIR.checkpoint.",
         rich_help_panel=_WHERE)] = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Solve share I of N into the checkpoint, as one job "
-        "of an array; the job that finds all blocks finished writes DIR.", rich_help_panel=_WHERE)] = None,
+        "of an array; a job that finds all blocks finished writes DIR.", rich_help_panel=_WHERE)] = None,
+    wait: Annotated[float | None, typer.Option(metavar="SECONDS", help="For --shard jobs that run at the same time: "
+        "give up after so long without news of the others. Jobs that wait divide single large layers, too. "
+        "\\[default: 0]", rich_help_panel=_WHERE)] = None,
+    spread_data: Annotated[bool, typer.Option("--spread-data", metavar="", help="Each worker runs the network on its "
+        "part of the samples, instead of one process on all; with --executor ray, or --shard and --wait.",
+        rich_help_panel=_WHERE)] = False,
     targets: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Trim these layers only: a name, a glob "
         "pattern, re:EXPRESSION, or a kind such as Linear. Several times for more. \\[default: all that can be]",
         rich_help_panel=_WHICH)] = None,
@@ -128,7 +134,7 @@ def command(
     chosen = recipes.make_recipe(recipe, given)
     if checkpoint is None and resume:
         checkpoint = output.with_name(output.name + ".checkpoint")
-    where = Where.of(device, executor, checkpoint, shard, memory)
+    where = Where.of(device, executor, checkpoint, shard, memory, wait, spread_data)
     check_output(output)
     opened = open_model(model, weights, trust=trust_model, external=allow_external_data)
     calibration = load_data(data).inputs
