@@ -162,8 +162,8 @@ import nettrim
 from nettrim.blocks import split
 from nettrim.executors import LocalExecutor, Shard
 from nettrim.models.torch_network import TorchNetwork
-split._ROWS = 4
-index, scheme, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+split._ROWS, split._JOINT_ROWS = 4, 2
+index, scheme, budget, folder = int(sys.argv[1]), *sys.argv[2:]
 inner = TorchNetwork.capture
 def capture(self, batches, names, first=0):
     assert len(batches) == 4, batches  # of eight
@@ -173,22 +173,27 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
 data = list(torch.randn(40, 6).split(5))
 executor = Shard(index, 2, wait=100, executor=LocalExecutor(1), captures=True)
-trimmed = nettrim.trim(model, data, epsilon=0.2, budget="neuron", progress=False, holdout=0, scheme=scheme,
+trimmed = nettrim.trim(model, data, epsilon=0.2, budget=budget, progress=False, holdout=0, scheme=scheme,
                        executor=executor, checkpoint=folder)
 for parameter in trimmed.model.parameters():
     print(parameter.flatten().tolist())
 """
 
 
+@pytest.mark.parametrize("budget", ["neuron", "layer"])
 @pytest.mark.parametrize("scheme", ["parallel", "cascade"])
-def test_shares_that_run_together_exchange_their_samples(tmp_path, scheme, monkeypatch):
-    """Two processes, each of which runs the network on its half of the batches, for layers that are not its own too."""
+def test_shares_that_run_together_exchange_their_samples(tmp_path, scheme, budget, monkeypatch):
+    """Two processes, each of which runs the network on its half of the batches, for layers that are not its own too.
+
+    With a budget for a whole layer they solve its parts together, from these samples.
+    """
     monkeypatch.setattr(split, "_ROWS", 4)
-    whole = trimmed(scheme=scheme, executor=LocalExecutor(1))
+    monkeypatch.setattr(split, "_JOINT_ROWS", 2)
+    whole = trimmed(scheme=scheme, budget=budget, executor=LocalExecutor(1))
     expected = "".join(f"{parameter.flatten().tolist()}\n" for parameter in whole.model.parameters())
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-c", SHARE, str(index), scheme, str(tmp_path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SHARE, str(index), scheme, budget, str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
         for index in (1, 2)
     ]
