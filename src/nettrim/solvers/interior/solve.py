@@ -15,7 +15,7 @@ from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
 _SCREENS = 6  # sets of samples that are tried before all are taken
-_ELEMENTS = 1 << 16  # rows times samples that are worked on together
+_ELEMENTS = 1 << 13  # rows times samples worked on together: few, as one row's screen leaves out more than many rows'
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,24 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
     is added until nothing is broken; then multipliers of zero elsewhere make it the answer of the whole problem.
     """
     targets = (problem.lower == problem.upper).any(dim=0)
-    size = len(targets)
-    wanted = 2 * int(targets.sum()) + 2 * problem.design.width
+    bounds = len(targets) - int(targets.sum())
+    wanted = 2 * problem.design.width  # samples besides those with a target, which cost their matrix once only
     steps = work = 0
     product = torch.zeros_like(problem.lower) if near is None else problem.design.forward(near)
     chosen = targets
     for _ in range(_SCREENS):
         slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
         chosen = chosen | (slack < 0)
-        extra = wanted - int(chosen.sum())
+        extra = wanted - int((chosen & ~targets).sum())
         if extra > 0:
             order = torch.where(chosen, torch.inf, slack).argsort()[:extra]
             chosen = chosen.index_fill(0, order, True)
-        if 2 * int(chosen.sum()) > size:
+        if 2 * int((chosen & ~targets).sum()) > bounds:
             break
         samples = chosen.nonzero()[:, 0]
         part, count = _followed(problem.restrict(samples), tolerance)
         steps += count
-        work += part.work + 2 * problem.rows * size
+        work += part.work + 2 * problem.rows * len(targets)
         if not bool((part.gap <= tolerance).all()):
             break
         best = Best(problem)
