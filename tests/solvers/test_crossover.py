@@ -1,4 +1,4 @@
-"""From the middle of an optimal face to a vertex: as good, feasible, and no denser than the dimension of what is fixed."""
+"""From the middle of an optimal face to a vertex: as good, feasible, no denser than the dimension of what is fixed."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_vertex_of_the_face(constraint, budget):
 def test_equal_columns_need_one_weight():
     """Four copies of every column: any split costs as much; a vertex uses one copy."""
     program, _ = layer(features=6, neurons=4, budget="neuron")
-    copies = Program(  # fmt: skip
+    copies = Program(
         program.inputs.repeat(1, 4),
         program.lower,
         program.upper,
