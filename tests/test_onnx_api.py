@@ -141,11 +141,19 @@ def test_layers_that_are_left_alone_count_in_the_bound(data: torch.Tensor, ignor
     assert 0 < one.network.discrepancy <= one.network.bound
 
 
-def test_no_bound_where_a_layer_cannot_be_followed(data: torch.Tensor) -> None:
+@pytest.mark.parametrize(("between", "ignore", "bounded"), [
+    ("Softsign", (), True), ("Exp", (), False), ("Exp", "first", True), ("Exp", "last", False)
+])  # fmt: skip
+def test_a_bound_where_what_stands_between_the_layers_has_a_constant(data: torch.Tensor, between, ignore, bounded):
+    """Before the first layer that is trimmed anything may stand."""
     model = two_inputs(False)
-    model.graph.node[1].op_type = "Softsign"
-    assert nettrim.trim(model, data, **OPTIONS).report.network.bound is None
-    assert nettrim.trim(model, data, ignore="first", **OPTIONS).report.network.bound is None
+    model.graph.node[1].op_type = between
+    network = nettrim.trim(model, data, ignore=ignore, **OPTIONS).report.network
+    assert (network.bound is not None) == bounded
+    if bounded:
+        assert 0 < network.discrepancy <= network.bound
+    else:
+        assert "Exp" in network.bound_reason
 
 
 def bfloat16(cast: bool) -> onnx.ModelProto:

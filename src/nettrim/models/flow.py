@@ -17,16 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 from nettrim.certificates.graph import Flow, Step
 from nettrim.models.match import Use, branches, keeps_values
-from nettrim.models.operations import MAX_POOLS, linear_call
+from nettrim.models.operations import MAX_POOLS, linear_call, overlap
 from nettrim.models.trace import Call, Key, Node, Trace
 from nettrim.models.weights import Trimmable
 
 _AVERAGES = frozenset(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
 _SAME = -1  # stands for a value that trimming does not change
-_SLOPES = {  # the largest slope of each activation, rounded up
+_SLOPES = {  # the largest slope of each activation, rounded up; of softmax the norm of its Jacobian
     "relu": 1.0, "relu6": 1.0, "hardtanh": 1.0, "tanh": 1.0, "softplus": 1.0, "logsigmoid": 1.0, "softsign": 1.0,
     "clamp": 1.0, "clip": 1.0, "clamp_min": 1.0, "clamp_max": 1.0, "abs": 1.0, "neg": 1.0, "sigmoid": 0.25,
-    "hardsigmoid": 1 / 6, "gelu": 1.13, "silu": 1.1, "mish": 1.09, "hardswish": 1.5,
+    "softmax": 0.5, "hardsigmoid": 1 / 6, "gelu": 1.13, "silu": 1.1, "mish": 1.09, "hardswish": 1.5,
 }  # fmt: skip
 _PARTS = frozenset({"chunk", "split", "unbind", "tensor_split", "narrow", "select", "split_with_sizes"})
 
@@ -151,12 +151,7 @@ def _repeats(product: Node) -> int:
     geometry, kernel = linear.geometry, tuple(linear.weight.shape[2:])
     if geometry.transposed:
         return math.prod(kernel)
-    return math.prod(map(_overlap, kernel, geometry.stride, geometry.dilation)) if geometry.dims else 1
-
-
-def _overlap(kernel: int, stride: int, dilation: int) -> int:
-    """How many windows along one axis an entry can be in: it meets every stride / gcd(stride, dilation)-th tap."""
-    return math.ceil(kernel * math.gcd(stride, dilation) / stride)
+    return math.prod(map(overlap, kernel, geometry.stride, geometry.dilation)) if geometry.dims else 1
 
 
 def _pooled(node: Node) -> float:
@@ -177,13 +172,13 @@ def _pooled(node: Node) -> float:
     stride = _each(call.argument(2, "stride") or kernel, dims)
     if "max" in name:
         dilation = _each(call.argument(4, "dilation", 1), dims)
-        return math.sqrt(math.prod(map(_overlap, kernel, stride, dilation)))
-    overlap = math.sqrt(math.prod(map(_overlap, kernel, stride, (1,) * dims)))
+        return math.sqrt(math.prod(map(overlap, kernel, stride, dilation)))
+    whole = math.sqrt(math.prod(map(overlap, kernel, stride, (1,) * dims)))
     if call.argument(6, "divisor_override") is not None:
         raise _NoConstant(f"`{name}` with a divisor of its own has no constant here")
     padded = any(_each(call.argument(3, "padding", 0), dims)) and not call.argument(5, "count_include_pad", True)
     partial = padded or call.argument(4, "ceil_mode", False)  # windows at the border with fewer entries
-    return overlap if partial else overlap / math.sqrt(math.prod(kernel))
+    return whole if partial else whole / math.sqrt(math.prod(kernel))
 
 
 def _constant(node: Node, inputs: tuple[int, ...]) -> tuple[float, bool]:

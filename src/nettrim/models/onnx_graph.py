@@ -49,7 +49,7 @@ class Graph:
             for slot, name in enumerate(node.input):
                 if name:
                     self.consumers.setdefault(name, []).append(Use(index, slot))
-            for name in sorted(set(_names_inside(node))):
+            for name in sorted(set(names_inside(node))):
                 self.consumers.setdefault(name, []).append(Use(index, INSIDE))
             self.producer.update({name: index for name in node.output if name})
         self.live = self._live_values()
@@ -116,7 +116,7 @@ class Graph:
         """Values that depend on the graph's inputs or on chance."""
         live = {value.name for value in self.inputs}
         for node in self.nodes:
-            if node.op_type in _RANDOM or any(name in live for name in (*node.input, *_names_inside(node))):
+            if node.op_type in _RANDOM or any(name in live for name in (*node.input, *names_inside(node))):
                 live.update(node.output)
         live.discard("")
         return frozenset(live)
@@ -130,7 +130,7 @@ class Graph:
             if index is None or index in found:
                 continue
             found.add(index)
-            waiting.extend(name for name in (*self.nodes[index].input, *_names_inside(self.nodes[index])) if name)
+            waiting.extend(name for name in (*self.nodes[index].input, *names_inside(self.nodes[index])) if name)
         return sorted(found)
 
     def _stored_array(self, name: str) -> np.ndarray | None:
@@ -200,13 +200,13 @@ def to_array(tensor: Any) -> np.ndarray | None:
         return None
 
 
-def _names_inside(node: Any) -> Iterator[str]:
+def names_inside(node: Any) -> Iterator[str]:
     """Every value named inside a node's sub-graphs: a superset of what they read from outside."""
     for graph in sub_graphs(node):
         yield from (value.name for value in graph.output)
         for inner in graph.node:
             yield from (name for name in inner.input if name)
-            yield from _names_inside(inner)
+            yield from names_inside(inner)
 
 
 def _reshape_to(shape: tuple[int, ...], wanted: np.ndarray, allow_zero: bool) -> tuple[int, ...]:

@@ -73,7 +73,12 @@ def _follow(graph: Graph, site: Site) -> Site:
         if name is not None and data_input(graph, node) == value:
             response = None if pooled else node.output[0]
             return replace(
-                site, activation=name, preactivation=preactivation, offsets=tuple(offsets), response=response
+                site,
+                activation=name,
+                preactivation=preactivation,
+                offsets=tuple(offsets),
+                response=response,
+                end=node.output[0],
             )
         if not is_standard(node):
             break
@@ -108,7 +113,7 @@ def keeps_values(graph: Graph, node: Any) -> bool:
 
 
 def _linear(site: Site) -> Site:
-    return replace(site, activation="linear", preactivation=site.result, response=site.result)
+    return replace(site, activation="linear", preactivation=site.result, response=site.result, end=site.result)
 
 
 def _origin(graph: Graph, value: str) -> str:

@@ -17,8 +17,10 @@ from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.capture import Positions
 from nettrim.models.onnx_capture import Collector, values_of
+from nettrim.models.onnx_constants import Shapes
 from nettrim.models.onnx_edit import Editor, write_tensor
 from nettrim.models.onnx_file import read_model
+from nettrim.models.onnx_flow import flow_of, measured_shapes
 from nettrim.models.onnx_graph import Graph, to_array
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_layers import chain_with, match, plain_chain
@@ -37,6 +39,7 @@ _FLOATS = (
     onnx.TensorProto.BFLOAT16,
 )
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_SAMPLES = 11  # made up to see shapes: a number that no axis has by chance
 _AGREEMENT = 1e-5  # relative, between a saved file's predictions and the network's
 
 
@@ -94,9 +97,9 @@ class OnnxNetwork:
         self.notes = tuple(notes)
         self._skipped = tuple(skipped)
         self._sites = {site.name: site for site in match(graph, sites)}
-        sampled = positions is not None and any(ranks.get(site.source, 3) > 2 for site in sites)
-        self._chain = None if skipped or sampled else plain_chain(graph, list(self._sites.values()))
-        if untouched is not None and before is not None and not sampled:
+        self._sampled = positions is not None and any(ranks.get(site.source, 3) > 2 for site in sites)
+        self._chain = None if skipped or self._sampled else plain_chain(graph, list(self._sites.values()))
+        if untouched is not None and before is not None and not self._sampled:
             self._chain, self._skipped = chain_with(self._skipped, OnnxNetwork(untouched, threads=threads))
         self._whole = None
         self._stores: list[SampleStore] = []
@@ -132,8 +135,12 @@ class OnnxNetwork:
 
     @property
     def flow(self) -> Flow | str:
-        """Why no bound follows what is not a chain."""
-        return "the network is not a plain chain of layers, and ONNX graphs are followed no further"
+        """How an error travels from the layers to the main output, or why no bound can follow it."""
+        if self._sampled:
+            return "only some positions of each sample were used, so the layers' distances cover a part"
+        graph, sites = Graph(self.model, ranks={}), tuple(self._sites.values())
+        shapes = Shapes(lambda: measured_shapes(self.model, graph, sites, self._made_up(_SAMPLES)))
+        return flow_of(graph, sites, self._output, shapes)
 
     def plan(self) -> dict[str, Any]:
         """Empty: a written file holds its own structure."""
@@ -292,16 +299,16 @@ class OnnxNetwork:
                 found.append(_plain(chunk.trim(np.asarray(part.run(chunk)[self._output]))))
         return torch.cat(found) if found[0].dim() else torch.stack(found)
 
-    def _made_up(self) -> Batch:
-        """One sample of the declared shapes, noise for floating inputs and zeros for others; free sizes are one."""
+    def _made_up(self, samples: int = 1) -> Batch:
+        """Samples of the declared shapes, noise for floating inputs and zeros for others; free sizes are `samples`."""
         arrays = []
         generator = np.random.default_rng(self.seed)
         for value in self._inputs:
             kind = value.type.tensor_type
-            shape = [d.dim_value if d.dim_value > 0 else 1 for d in kind.shape.dim]
+            shape = [d.dim_value if d.dim_value > 0 else samples for d in kind.shape.dim]
             noise = generator.standard_normal(shape) if kind.elem_type in _FLOATS else np.zeros(shape)
             arrays.append(torch.from_numpy(noise.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))))
-        return Batch(tuple(arrays), {}, None, len(arrays[0]) if arrays and arrays[0].dim() else 1)
+        return Batch(tuple(arrays), {}, None, len(arrays[0]) if arrays and arrays[0].dim() else samples)
 
     def _probed(self) -> tuple[Batch | None, Tensor | None]:
         """The unchanged model's outputs on made-up inputs, None where it cannot take them or answers by chance."""

@@ -34,6 +34,7 @@ class Site:
     offsets: tuple[tuple[str, float], ...] = ()  # values added besides the bias, with their factors
     preactivation: str = ""  # the value the activation receives
     response: str | None = None  # the value the activation gives, None when it stands behind a pool
+    end: str = ""  # the value the activation gives, behind a pool too
     activation: str = "linear"
     convolution: Convolution | None = None
 

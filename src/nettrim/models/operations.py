@@ -90,6 +90,11 @@ class LinearCall:
     geometry: Geometry
 
 
+def overlap(kernel: int, stride: int, dilation: int) -> int:
+    """How many windows along one axis an entry can be in: it meets every stride / gcd(stride, dilation)-th tap."""
+    return math.ceil(kernel * math.gcd(stride, dilation) / stride)
+
+
 def linear_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LinearCall | None:
     """The call of a linear map or convolution as such, None for any other operation."""
     if name == "linear":
