@@ -106,6 +106,7 @@ CONSTANTS = {
     "less a third": (lambda m, x: m.first(x) / -3, 1 / 3),
     "side by side": (lambda m, x: torch.cat([z := m.first(x), z], 1), math.sqrt(2)),
     "sigmoid": (lambda m, x: torch.sigmoid(2 * m.first(x)), 0.5),
+    "softmax": (lambda m, x: m.first(x).softmax(1), 0.5),
     "mean of all": (lambda m, x: m.first(x).mean((1, 2, 3)), 1 / math.sqrt(3 * 36)),
     "sum over channels": (lambda m, x: m.first(x).sum(1), math.sqrt(3)),
     "windows apart": (lambda m, x: F.max_pool2d(m.first(x).abs(), 2), 1.0),
