@@ -183,6 +183,8 @@ def test_weights_kept_in_bfloat16(tmp_path: Path, data: torch.Tensor) -> None:
     trimmed = nettrim.trim(model, data, **OPTIONS)
     before, after = predict(model, a=data), predict(trimmed.model, a=data)
     assert trimmed.report.certified and trimmed.report.sparsity > 0
+    notes = trimmed.report.to_dict()["notes"]
+    assert any(note.startswith("2 weights, the first that of first, were stored in bfloat16") for note in notes)
     assert 0 < np.linalg.norm(after - before) / np.linalg.norm(before) <= trimmed.report.network.bound * 1.2
     assert nettrim.verify(trimmed.save(tmp_path / "out"), model, data).holds
 

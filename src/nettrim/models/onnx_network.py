@@ -26,7 +26,7 @@ from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_layers import chain_with, match, plain_chain
 from nettrim.models.onnx_products import Product, find_products
 from nettrim.models.onnx_run import Part, as_batch, chunks
-from nettrim.models.onnx_sites import Site, add_bias, prepare
+from nettrim.models.onnx_sites import Site, add_bias, prepare, widened
 from nettrim.models.onnx_write import clean, write_model
 from nettrim.models.selection import Candidate, select
 from nettrim.models.store import SampleStore
@@ -84,7 +84,7 @@ class OnnxNetwork:
             _check_finite(product.name, product.constant.array)
             if not yes:
                 skipped.append(_untargeted(product))
-        notes: list[str] = []
+        notes = widened(editor.graph, [product for product, yes in zip(products, chosen, strict=True) if yes])
         sites = [prepare(editor, p, notes) for p, yes in zip(products, chosen, strict=True) if yes]
         if not sites:
             reasons = "; ".join(f"{record.name}: {record.reason}" for record in skipped) or "it has no weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from nettrim.models.onnx_convolution import Convolution, convolution_of
 from nettrim.models.onnx_edit import Editor
-from nettrim.models.onnx_graph import attributes, is_standard
+from nettrim.models.onnx_graph import Graph, attributes, is_standard
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_products import Product
 
+_NARROW = ("float16", "bfloat16")
 _LAST_AXIS_KEPT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
@@ -86,6 +88,23 @@ def prepare(editor: Editor, product: Product, notes: list[str]) -> Site:
     while (folded := _fold_next(editor, site)) is not None:
         site = folded
     return site
+
+
+def widened(graph: Graph, products: Sequence[Product]) -> list[str]:
+    """A remark on weights that are stored in half precision behind a Cast: they are kept as the Cast gives them."""
+    found = []
+    for product in products:
+        stored = graph.initializers.get(product.constant.stored)
+        narrow = "" if stored is None else onnx.helper.tensor_dtype_to_np_dtype(stored.data_type).name
+        if narrow in _NARROW and product.constant.array.dtype.name not in _NARROW:
+            found.append((product.name, narrow, product.constant.array.dtype.name))
+    if not found:
+        return []
+    name, narrow, wide = found[0]
+    return [
+        f"{len(found)} weights, the first that of {name}, were stored in {narrow} behind a Cast and are kept in {wide} "
+        "now: rounding would move them out of what is certified"
+    ]
 
 
 def add_bias(editor: Editor, site: Site, bias: np.ndarray) -> Site:
