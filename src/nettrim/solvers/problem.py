@@ -86,6 +86,16 @@ class Problem:
         """Scaled weights as they will be after the cast to the program's dtype, in float64."""
         return weight.to(self.design.dtype).to(torch.float64)
 
+    def inside(self, weight: Tensor, share: float) -> Problem:
+        """The constraint shrunk by `share` times the margins that a cast of weights such as `weight` needs."""
+        shrunk = self if self.epsilon is None else replace(self, epsilon=self.epsilon * (1 - share * self.margin))
+        if self.soft is None:
+            return shrunk
+        width = torch.where(self.soft | torch.isinf(self.upper - self.lower), torch.inf, self.upper - self.lower)
+        size = weight.norm(dim=1, keepdim=True).clamp(min=1.0)
+        margin = torch.where(self.soft, 0.0, torch.minimum(share * self.hard_margin * size, 0.25 * width))
+        return replace(shrunk, lower=self.lower + margin, upper=self.upper - margin)
+
     def group_sum(self, values: Tensor) -> Tensor:
         return group_sums(values, self.groups, self.group_count)
 

@@ -16,6 +16,7 @@ from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import fit_support
 
 _RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
+_FURTHER = (1.0, 8.0, 64.0)  # margins, in the usual ones, at which a point is aimed inside the constraint
 _HUGE = 1e5  # a proved lower bound this many times the plausible weight is called infeasible
 
 
@@ -45,10 +46,21 @@ def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
 
 
 def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
-    """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
+    """A point near `start` (rows, in), of one budget group, on the same support, feasible after the cast, or None."""
+    for share in _FURTHER:
+        point = _moved(problem.inside(start, share), start)
+        if point is None:
+            return None
+        if is_feasible(problem, problem.cast(point), margin=0.0):
+            return point
+    return None
 
-    The refit is pulled back along a segment. With hard samples the segment may leave the set at once, so the refit
-    itself is held near the start, as strongly as the budget allows.
+
+def _moved(problem: Problem, start: Tensor) -> Tensor | None:
+    """The refit pulled back along a segment towards `start`.
+
+    With hard samples the segment may leave the set at once, so the refit itself is held near the start, as strongly as
+    the budget allows.
     """
     if is_feasible(problem, start):
         return start
