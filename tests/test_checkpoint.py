@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from nettrim import checkpoint
 from nettrim.checkpoint import MANIFEST, Checkpoint
 from nettrim.errors import InputError
 
@@ -30,6 +31,19 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     assert found.record == {"gap": 0.1 + 0.2, "none": None, "inf": float("inf")}
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
     assert store.load("fc 3-5") is None
+
+
+def test_shares_may_open_it_at_the_same_time(tmp_path, monkeypatch):
+    """Another one makes the checkpoint just after this one saw that there was none."""
+    inner = checkpoint._check_free
+
+    def late(path):
+        monkeypatch.setattr(checkpoint, "_check_free", inner)
+        saved(tmp_path)
+        inner(path)
+
+    monkeypatch.setattr(checkpoint, "_check_free", late)
+    assert opened(tmp_path).load("fc 0-2") is not None
 
 
 def test_a_peek_reads_the_head_alone(tmp_path):

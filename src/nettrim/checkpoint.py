@@ -191,7 +191,7 @@ def _alive(process: int) -> bool:
 
 def _check_free(path: Path) -> None:
     others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    if others:
+    if others and MANIFEST not in others:  # else another share of the same run has written it just now
         got = f"{str(path)!r}, which holds {sorted(others)[0]!r} but no {MANIFEST}"
         raise InputError(should("checkpoint", "a new directory, or one of an earlier run", got, "Choose another name."))
 

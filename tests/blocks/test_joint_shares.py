@@ -109,6 +109,31 @@ def test_who_leads_takes_over_what_others_do_not_bring(tmp_path, same):
     assert before < len(done) == len(set(done))  # what share 2 had done was taken up, twice
 
 
+def test_who_leads_takes_what_is_there_when_it_takes_over(tmp_path, same, monkeypatch):
+    """It never sees that another share answers, and finds the answers when it makes the parts its own."""
+    inner = JointFiles.look
+    monkeypatch.setattr(JointFiles, "look", lambda self, block: not block.lead and inner(self, block))
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(share, tmp_path, index, 2, 3.0) for index in (1, 2)]
+        found = [job.result() for job in jobs]
+    assert all(same(trimmed(), one) for one in found)
+    first = [about for about in steps(tmp_path) if about["layer"] == FIRST and about["round"] == 1]
+    assert len({about["worker"] for about in first}) == 2
+    assert sorted(about["part"] for about in first) == list(range(5))
+
+
+def test_the_living_go_on_with_their_parts_when_one_dies(tmp_path, same):
+    """Of three shares: the lead takes over what the dead one had, and the other one keeps its own."""
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(share, tmp_path, index, 3, 3.0) for index in (1, 3)]
+        with pytest.raises(Stop):
+            share(tmp_path, 2, 3, LONG, Dying(1))
+        found = [job.result() for job in jobs]
+    assert all(same(trimmed(), one) for one in found)
+    ends = {about["part"]: about["worker"] for about in steps(tmp_path) if about["layer"] == FIRST}
+    assert ends[0] == ends[1] == ends[3] == ends[4] != ends[2]
+
+
 def test_a_share_that_does_not_lead_does_nothing_alone(tmp_path, same):
     for wait in (0.0, 0.6):
         assert share(tmp_path, 2, 3, wait) is None  # it leads none of the joint budgets

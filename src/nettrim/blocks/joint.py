@@ -54,6 +54,10 @@ class JointPart:
         made = tuple(answer.multiplier for answer in self.answers)
         return made == course.multipliers[: len(made)] and self.shares in (None, course.shares)
 
+    def at_end(self, course: Course) -> bool:
+        """Whether it has all to show that the course asks for so far."""
+        return len(self.answers) == len(course.multipliers) and self.shares == course.shares
+
     def forget(self) -> None:
         """Begin anew."""
         self.answers, self.state, self.landed, self.shares = [], None, None, None

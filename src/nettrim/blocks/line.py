@@ -129,19 +129,21 @@ class Line:
     def wait(self) -> bool:
         """After the queue ran dry, wait for news of other shares; whether there may be more to do here.
 
-        Where none comes in time, the blocks that this process leads are its own from then on, the others are left.
+        Where none comes in time, this process solves what is missing of blocks that it leads, and leaves the others.
         """
         if not self._opened:
             return False
         if not isinstance(self._executor, Shard):
             return True  # an executor that did not ask again
-        limit = time.monotonic() + self._executor.wait
+        began, patience = time.monotonic(), self._executor.wait
         while not self._look():
-            left = limit - time.monotonic()
-            if left <= 0:
-                self._wait_no_more()
+            waited = time.monotonic() - began
+            if waited >= patience and self._take_over():
                 break
-            time.sleep(min(_POLL, left))
+            if waited >= 2 * patience:  # who leads gets the time to take over
+                self._give_up()
+                break
+            time.sleep(min(_POLL, 2 * patience - waited))
         return True
 
     def _next(self) -> tuple[_Ticket, Part | Sample | Step] | None:
@@ -227,9 +229,8 @@ class Line:
             return
         if block.lead:
             lost = [] if self._files is None else list(self._files.gather(block))
-            for part in lost:
-                self._adopt(block, part)
             if lost:
+                self._adopt(opened, block, lost)
                 return
             self._keeper.finish(opened.desk, block.number, block.outcome(), Done(worker(), 1))
         opened.joint.remove(block)
@@ -256,22 +257,33 @@ class Line:
             self._close(opened)
         return news
 
-    def _wait_no_more(self) -> None:
+    def _take_over(self) -> bool:
+        """Make this share's own what the blocks that it leads lack for the next round; whether there was anything."""
+        found = False
         for opened in list(self._opened):
             for block in list(opened.joint):
-                if not block.lead:
-                    opened.joint.remove(block)
-                for part in block.parts if block.lead else ():
-                    if part.held is None:
-                        self._adopt(block, part)
+                missing = [part for part in block.parts if part.held is None and not part.at_end(block.course)]
+                if block.lead and missing:
+                    self._adopt(opened, block, missing)
+                    found = True
+            self._close(opened)
+        return found
+
+    def _give_up(self) -> None:
+        """Leave the blocks that other shares lead."""
+        for opened in list(self._opened):
+            opened.joint = [block for block in opened.joint if block.lead]
             self._close(opened)
 
-    def _adopt(self, block: JointBlock, part: JointPart) -> None:
-        """Make a part of another share this one's own, with what is on disk of it."""
-        part.forget()
-        part.held = self._executor.hold(part.part)
-        if self._files is not None and self._files.read_part(block, part):
-            block.follow(block.course)
+    def _adopt(self, opened: _Open, block: JointBlock, parts: Sequence[JointPart]) -> None:
+        """Make parts of other shares this one's own, with what is on disk of them, which may be more than was seen."""
+        for part in parts:
+            part.forget()
+            part.held = self._executor.hold(part.part)
+            if self._files is not None and self._files.read_part(block, part):
+                block.follow(block.course)
+        if parts:
+            self._advance(opened, block)
 
     def _close(self, opened: _Open) -> None:
         """Let go of a layer of which nothing is left to do here."""
