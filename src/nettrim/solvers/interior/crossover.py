@@ -22,7 +22,8 @@ def crossover(problem: Problem, weight: Tensor, dual: Tensor, costs: Tensor, tol
     """Feasible `weight` (rows, in) of one budget group moved to vertices of their face, row by row.
 
     The multipliers `dual` (rows, samples) say which weights are likely to vanish. The result may leave the constraint
-    by a small share of `tolerance`; whoever calls makes it feasible again.
+    by a small share of `tolerance`; whoever calls makes it feasible again. Rows whose samples of nonzero weights do not
+    fit the memory budget stay as they are.
     """
     slack = _SHARE * tolerance
     product = problem.design.forward(weight)
@@ -31,8 +32,10 @@ def crossover(problem: Problem, weight: Tensor, dual: Tensor, costs: Tensor, tol
     room = (costs - problem.design.back(dual).abs()).clamp(min=1e-300)
     rank = torch.where(costs == 0, torch.inf, weight.abs() / room)
     result = weight.clone()
+    design = problem.design
+    room_for = torch.inf if design.wide is not None else design.slice_rows * design.width // design.samples
     for row in range(len(weight)):
-        if bool((weight[row] != 0).any()):
+        if 0 < int((weight[row] != 0).sum()) <= room_for:
             face = _Face(problem, row, product[row], soft[row] != 0, reach)
             face.restrict(weight[row], rank[row])
             face.descend(costs[row], slack)
@@ -65,7 +68,7 @@ class _Face:
             kept = support[:count]
             values = weight[kept]
             lacking = self.product[self.fixed] - inputs[:, :count] @ values
-            values = values + torch.linalg.lstsq(inputs[:, :count], lacking[:, None], driver="gelsd").solution[:, 0]
+            values = values + torch.linalg.pinv(inputs[:, :count]) @ lacking
             moved = self.design.take(self.others, kept) @ values - self.product[self.others]
             room = self.room + torch.stack([moved, -moved])
             close = float((inputs[:, :count] @ values - self.product[self.fixed]).norm()) <= self.reach
