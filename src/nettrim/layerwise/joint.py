@@ -23,8 +23,7 @@ from nettrim.layerwise.means import Means
 from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
 from nettrim.layerwise.trim import feasibility, finished, record
 from nettrim.programs import Program
-from nettrim.solvers import Solution, Status
-from nettrim.solvers.solve import Start
+from nettrim.solvers import Solution, Start, Status
 
 _SHARPER = (
     0.25  # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up

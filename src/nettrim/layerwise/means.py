@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from nettrim.programs import Program
-from nettrim.solvers import Solution, refit, solve
-from nettrim.solvers.solve import Start
+from nettrim.solvers import Solution, Start, refit, solve
 
 
 @dataclass(frozen=True)

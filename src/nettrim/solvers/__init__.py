@@ -2,6 +2,7 @@
 
 from nettrim.solvers.base import Solution as Solution
 from nettrim.solvers.base import Solver as Solver
+from nettrim.solvers.base import Start as Start
 from nettrim.solvers.base import Status as Status
 from nettrim.solvers.cvxpy_solver import Cvxpy as Cvxpy
 from nettrim.solvers.hybrid import Hybrid as Hybrid

@@ -35,6 +35,14 @@ class Status(Enum):
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """What is known of the solution of a program that differs little: all that a warm start reads of a `Solution`."""
+
+    weight: Tensor  # (out, in)
+    dual: Tensor  # (samples, out)
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """A weight, the multipliers that back it, and how each neuron ended."""
 

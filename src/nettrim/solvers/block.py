@@ -251,6 +251,7 @@ def _sparse_points(
     point = make_feasible(problem, vertex)
     if point is not None:
         yield point
+    assert isinstance(problem.penalty, L1)
     costs = problem.penalty.full(vertex).expand(vertex.shape)
     point = make_feasible(problem, crossover(problem, path.weight[rows], path.dual[rows], costs, tolerance))
     if point is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nettrim.errors import InputError, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
-from nettrim.solvers.base import Solution
+from nettrim.solvers.base import Solution, Start
 from nettrim.solvers.block import solve_block
 from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
@@ -47,7 +47,7 @@ class Hybrid:
             raise InputError(should("rows_per_block", "at least 1, or None", repr(self.rows_per_block)))
 
     def solve(
-        self, program: Program, tolerance: float, initial: Tensor | None = None, warm: Solution | None = None
+        self, program: Program, tolerance: float, initial: Tensor | None = None, warm: Start | None = None
     ) -> Solution:
         """Solve `program`; rows with budgets of their own are solved in blocks, the others together."""
         began = time.perf_counter()
@@ -102,7 +102,7 @@ class Hybrid:
         yield torch.tensor(block)
 
 
-def _guess(problem: Problem, warm: Solution, rows: Tensor, columns: Tensor) -> Guess:
+def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Guess:
     """Another program's solution, seen as a guess for this one."""
     weight = warm.weight[rows][:, columns].to(problem.lower) / problem.weight_scale
     dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale

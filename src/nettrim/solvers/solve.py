@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,16 +11,8 @@ from torch import Tensor
 
 from nettrim.errors import DataError, InputError, should
 from nettrim.programs import Program
-from nettrim.solvers.base import Solution, Solver
+from nettrim.solvers.base import Solution, Solver, Start
 from nettrim.solvers.hybrid import Hybrid
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What is known of the solution of a program that differs little: all that a warm start reads of a `Solution`."""
-
-    weight: Tensor  # (out, in)
-    dual: Tensor  # (samples, out)
 
 
 def solve(
