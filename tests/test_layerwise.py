@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nettrim.errors import DataError
 from nettrim.layerwise import LayerTask, conclude, make_pieces, measure, trim_layer
 from nettrim.models.base import Layer
-from nettrim.programs.penalties import L1
+from nettrim.programs.penalties import L1, MaxNorm
 from nettrim.recipe import Recipe
 
 
@@ -71,6 +71,13 @@ def test_a_refit_only_lowers_the_distance_and_keeps_the_support():
     assert torch.equal(plain.weight != 0, refitted.weight != 0)
     assert refitted.result.discrepancy_select == pytest.approx(plain.result.discrepancy)
     assert refitted.result.gap == pytest.approx(plain.result.gap, abs=1e-9)
+
+
+def test_a_penalty_that_chooses_no_support_is_not_refitted():
+    """The max norm keeps weights small; least squares on all of them would undo just that."""
+    plain, refitted = (trim_layer(task(samples=6, refit=on, penalty=MaxNorm())) for on in (False, True))
+    assert torch.equal(plain.weight, refitted.weight)
+    assert float(refitted.weight.abs().max()) <= float(task(samples=6).layer.weight.abs().max()) * (1 + 1e-6)
 
 
 def test_a_doctored_weight_is_not_certified():

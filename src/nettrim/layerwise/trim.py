@@ -69,7 +69,7 @@ def finished(
         notes += (f"{task.name}: no feasible weights were found for some neurons; their weights were kept.",)
     backing = tuple(_backing(task, *pair) for pair in zip(pieces, solutions, strict=True))
     weight, bias = join_parts(task.layer, [part.weight for part in backing])
-    if task.recipe.refit:
+    if task.recipe.refit and all(piece.program.penalty.selects for piece in pieces):
         weight, bias = _refitted(task, pieces, weight, bias, means)
     outcome = conclude(task, pieces, backing, weight, bias)
     statuses = Counter(status.name.lower() for solution in solutions for status in solution.status)

@@ -16,6 +16,7 @@ class Penalty(ABC):
 
     couples_rows: bool = False
     is_norm: bool = True
+    selects: bool = True  # whether its zeros are what it is for: a refit keeps these and nothing else of the answer
 
     @abstractmethod
     def value(self, weight: Tensor) -> Tensor:

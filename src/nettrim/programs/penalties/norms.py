@@ -101,6 +101,8 @@ class GroupL2Inputs(_Norm):
 class MaxNorm(_Norm):
     """sum over neurons of max |row|: keeps the largest weights small."""
 
+    selects = False
+
     def _value(self, weight: Tensor) -> Tensor:
         return weight.abs().amax(dim=1)
 
