@@ -9,7 +9,7 @@ from nettrim.solvers.problem import Problem
 
 _PASSES = 20
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
-_LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse
+_LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _CAUTION = 8  # passes after which only the worst feature enters
 
 
@@ -96,7 +96,7 @@ class RowModel:
             if self.binding is not None and len(self.binding):
                 solution = self._saddle(gram, rhs, self.hard[support])
             else:
-                solution = _spd_solve(gram, rhs)
+                solution = self._definite(gram, rhs)
             sides[support] = solution
             moved = rows.T @ solution
             quadratic, linear = (solution.T @ moved[support]).tolist(), (here @ solution).tolist()
@@ -111,6 +111,19 @@ class RowModel:
             quadratic[1][1],
         )
         self.dirty = False
+
+    def _definite(self, gram: Tensor, rhs: Tensor) -> Tensor:
+        shifted = gram.clone()
+        shifted.diagonal().mul_(1 + 1e-13).add_(1e-300)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if not int(info):
+            return torch.cholesky_solve(rhs, factor)
+        if len(gram) > _LARGEST_SINGULAR:  # more weights than the samples that count can tell apart
+            self.hopeless = True
+            return torch.zeros_like(rhs)
+        values, vectors = torch.linalg.eigh(gram)
+        inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
+        return vectors @ (inverse[:, None] * (vectors.T @ rhs))
 
     def _saddle(self, gram: Tensor, rhs: Tensor, hard: Tensor) -> Tensor:
         count, size = hard.shape[1], len(gram)
@@ -162,17 +175,6 @@ class RowModel:
             self.signs = torch.where(flipped, 0.0, torch.where(entering, q.sign(), self.signs))
             self.v = torch.where(flipped, 0.0, self.v)
             self.dirty = True
-
-
-def _spd_solve(gram: Tensor, rhs: Tensor) -> Tensor:
-    shifted = gram.clone()
-    shifted.diagonal().mul_(1 + 1e-13).add_(1e-300)
-    factor, info = torch.linalg.cholesky_ex(shifted)
-    if not int(info):
-        return torch.cholesky_solve(rhs, factor)
-    values, vectors = torch.linalg.eigh(gram)
-    inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
-    return vectors @ (inverse[:, None] * (vectors.T @ rhs))
 
 
 def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
