@@ -20,7 +20,7 @@ def test_a_repaired_point_survives_the_cast(constraint: str, seed: int) -> None:
     optimal = solve(program, 1e-4).weight.to(torch.float64) / problem.weight_scale
     outside = 0.999 * optimal
     assert not is_feasible(problem, problem.cast(outside), margin=0.0)
-    point = make_feasible(problem, outside)
+    point = make_feasible(problem, outside, cast=True)
     assert point is not None
     assert is_feasible(problem, problem.cast(point), margin=0.0)
     assert bool(((point != 0) <= (outside != 0)).all())

@@ -248,12 +248,13 @@ def _sparse_points(
 ) -> Iterator[Tensor]:
     """Feasible points of one budget group, the sparsest first: the support that the path shows, moved a little; a
     vertex of the face in which the path ended. `rows` are the group's among those of `path`."""
-    point = make_feasible(problem, vertex)
+    point = make_feasible(problem, vertex, cast=True)
     if point is not None:
         yield point
     assert isinstance(problem.penalty, L1)
     costs = problem.penalty.full(vertex).expand(vertex.shape)
-    point = make_feasible(problem, crossover(problem, path.weight[rows], path.dual[rows], costs, tolerance))
+    found = crossover(problem, path.weight[rows], path.dual[rows], costs, tolerance)
+    point = make_feasible(problem, found, cast=True)
     if point is not None:
         yield point
 

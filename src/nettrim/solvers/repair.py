@@ -45,8 +45,13 @@ def repair(problem: Problem, start: Tensor, initial: Tensor | None) -> Repaired:
     return Repaired(fitted, feasible=False, proof=_infeasibility(problem, fitted))
 
 
-def make_feasible(problem: Problem, start: Tensor) -> Tensor | None:
-    """A point near `start` (rows, in), of one budget group, on the same support, feasible after the cast, or None."""
+def make_feasible(problem: Problem, start: Tensor, *, cast: bool = False) -> Tensor | None:
+    """A feasible point near `start` (rows, in), of one budget group, on the same support, or None.
+
+    With `cast` it is feasible after the cast to the program's dtype too, which takes it further inside.
+    """
+    if not cast:
+        return _moved(problem, start)
     for share in _FURTHER:
         point = _moved(problem.inside(start, share), start)
         if point is None:
