@@ -73,21 +73,10 @@ def test_items_are_read_lazily():
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_items_may_come_of_results(workers):
+def test_items_may_come_of_results(workers, taking):
     """An iterator that had none is asked again after a result: here each item but the first comes of another's."""
-
     ready, seen = [1], {}
-
-    class Tree:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if not ready:
-                raise StopIteration
-            return ready.pop()
-
-    for index, result in LocalExecutor(workers).map(lambda item: item, Tree()):
+    for index, result in LocalExecutor(workers).map(lambda item: item, taking(ready)):
         seen[index] = result
         ready.extend(child for child in (2 * result, 2 * result + 1) if child < 16)
     assert sorted(seen) == list(range(15))

@@ -120,20 +120,10 @@ def test_what_is_held_stays_in_the_object_store(ray, monkeypatch):
     assert ray.fetch(ray.hold([start]))[0].data_ptr() != start.data_ptr()
 
 
-def test_items_may_come_of_results(ray):
+def test_items_may_come_of_results(ray, taking):
     """An iterator that had none is asked again after a result: here each item but the first comes of another's."""
     ready, seen = [1], []
-
-    class Tree:
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if not ready:
-                raise StopIteration
-            return ready.pop()
-
-    for _, result in ray.map(abs, Tree()):
+    for _, result in ray.map(abs, taking(ready)):
         seen.append(result)
         ready.extend(child for child in (2 * result, 2 * result + 1) if child < 8)
     assert sorted(seen) == list(range(1, 8))

@@ -63,37 +63,25 @@ class Design:
         """X w in working precision, (rows, samples)."""
         if self.narrow is not None:
             return weight @ self.narrow.T
-        result = weight.new_empty(weight.shape[0], self.samples)
-        for place, part in self._slices(self.precision):
-            result[:, place] = weight @ part.T
-        return result
+        return self._streamed_product(weight)
 
     def pull(self, values: Tensor) -> Tensor:
         """X'r in working precision, (rows, in)."""
         if self.narrow is not None:
             return values @ self.narrow
-        result = values.new_zeros(values.shape[0], self.width)
-        for place, part in self._slices(self.precision):
-            result += values[:, place] @ part
-        return result
+        return self._streamed_pull(values)
 
     def forward(self, weight: Tensor) -> Tensor:
         """X w of float64 weights (rows, in), (rows, samples)."""
         if self.wide is not None:
             return weight @ self.wide
-        result = weight.new_empty(weight.shape[0], self.samples)
-        for place, part in self._slices(torch.float64):
-            result[:, place] = weight @ part.T
-        return result
+        return self._streamed_product(weight)
 
     def back(self, dual: Tensor) -> Tensor:
         """X'r of float64 multipliers (rows, samples), (rows, in)."""
         if self.wide is not None:
             return dual @ self.wide.T
-        result = dual.new_zeros(dual.shape[0], self.width)
-        for place, part in self._slices(torch.float64):
-            result += dual[:, place] @ part
-        return result
+        return self._streamed_pull(dual)
 
     def gram(
         self,
@@ -163,6 +151,20 @@ class Design:
             )
         picked = samples if self.picked is None else self.picked[samples]
         return replace(self, picked=picked, wide=None, narrow=None, total=total)
+
+    def _streamed_product(self, weight: Tensor) -> Tensor:
+        """X w in the precision of `weight`, slice by slice."""
+        result = weight.new_empty(weight.shape[0], self.samples)
+        for place, part in self._slices(weight.dtype):
+            result[:, place] = weight @ part.T
+        return result
+
+    def _streamed_pull(self, values: Tensor) -> Tensor:
+        """X'r in the precision of `values`, slice by slice."""
+        result = values.new_zeros(values.shape[0], self.width)
+        for place, part in self._slices(values.dtype):
+            result += values[:, place] @ part
+        return result
 
     def _slices(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         for begin in range(0, self.samples, self.slice_rows):
