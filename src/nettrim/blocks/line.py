@@ -217,9 +217,9 @@ class Line:
     ) -> None:
         if not block.take(part, answer, state, done):
             return
+        self._keeper.log(line_of(block, part, answer, done))
         if self._files is not None:
             self._files.keep_part(block, part)
-        self._keeper.log(line_of(block, part, answer, done))
 
     def _advance(self, opened: _Open, block: JointBlock) -> None:
         """Decide what is next for a joint block; finish it where all parts have landed."""

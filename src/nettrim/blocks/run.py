@@ -85,12 +85,10 @@ class Blocks:
         return digest
 
     def finish(self, desk: Desk, number: int, outcome: LayerOutcome, done: Done) -> None:
-        """Keep a finished block, on disk too, and write its line."""
+        """Keep a finished block, on disk too, and write its line: first, so that no block on disk lacks one."""
         desk.outcomes[number] = outcome
         if self.store is None:
             return
-        self.store.save(desk.unit(number), desk.programs[number], *pack(outcome))
-        self._tidy(desk, number)
         result = outcome.result
         line = {
             "layer": desk.layer.name,
@@ -105,6 +103,8 @@ class Blocks:
             "worker": done.worker,
         }
         self.log(line | ({"pieces": done.pieces} if done.pieces > 1 else {}))
+        self.store.save(desk.unit(number), desk.programs[number], *pack(outcome))
+        self._tidy(desk, number)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write a line of the log, where there is a checkpoint."""
