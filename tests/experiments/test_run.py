@@ -25,6 +25,10 @@ _TINY = {
             },
         },
     },
+    "mnist-small": {
+        "samples": [60], "hidden": [[10, 10]], "tests": 100, "validation": 60, "epsilons": [0.2],
+        "training": {"epochs": 30, "batch": 20, "rate": 2e-2},
+    },
     "spirals": {
         "hidden": 5, "attempts": 1, "grid": 21, "epsilon": 0.2,
         "networks": {"plain": {"epochs": 60, "rate": 1e-2}, "dropout and l1": {"epochs": 60, "rate": 1e-2, "l1": 1e-2}},
@@ -102,6 +106,22 @@ def test_table_one_has_the_papers_rows_and_ours_and_compares_nothing_of_another_
     assert any("equal discrepancy" in title for title in titles) and any("equal sparsity" in title for title in titles)
     assert {str(entry.verdict) for entry in done.compared} == {"not comparable", "not run"}
     assert "stand in" in (tmp_path / "out" / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_small_samples_are_learned_as_they_are_and_standardised(tiny, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = reproduce("mnist-small", tmp_path / "out", quick=True)
+    (table,) = done.findings.tables
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert {row["pixels"] for row in rows} == {"as they are", "standardised"}
+    for pixels in ("as they are", "standardised"):
+        before, after = [row for row in rows if row["pixels"] == pixels][:2]
+        assert before["weights"] == "trained" and before["CA"] > 40  # chance: 10
+        assert all(after[f"SR {layer}"] <= before[f"SR {layer}"] for layer in (1, 2, 3))
+    texts = [claim.text for claim in done.findings.claims]
+    assert any(text.startswith("60 samples: ") for text in texts)
+    assert any(text.startswith("60 samples, standardised: ") for text in texts)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from nettrim.experiments.checkpoints import Cell, as_state, of_state
 from nettrim.experiments.context import Context
 from nettrim.experiments.mnist import Images
 from nettrim.experiments.pruning import count_weights
-from nettrim.experiments.training import Training, accuracy, cnn, mlp, seeded, train
+from nettrim.experiments.training import Standardised, Training, accuracy, cnn, mlp, seeded, start_as_h2o, train
 
 PREFIX = "dense."
 
@@ -23,14 +23,24 @@ def trained(
     how: Mapping[str, Any],
     seed: int,
     key: str,
+    *,
+    as_h2o: bool = False,
 ) -> tuple[nn.Sequential, Cell]:
-    """A network of the given hidden widths, or "cnn", trained on `data` and tested; on the run's device."""
+    """A network of the given hidden widths, or "cnn", trained on `data` and tested; on the run's device.
+
+    `as_h2o`: a perceptron that standardises its inputs and starts as H2O's do.
+    """
     device = context.device or "cpu"
     if hidden == "cnn":
         model = seeded(cnn, data.side, seed=seed).to(device)
     else:
         classes = int(data.train_labels.max()) + 1
-        model = seeded(mlp, (data.train.shape[1], *map(int, hidden), classes), seed=seed).to(device)
+        model = seeded(mlp, (data.train.shape[1], *map(int, hidden), classes), seed=seed)
+        if as_h2o:
+            standardised = Standardised(data.train)
+            start_as_h2o(model, standardised(data.train), seed)
+            model = nn.Sequential(standardised, *model)
+        model = model.to(device)
 
     def make() -> Cell:
         loss = train(model, data.train.to(device), data.train_labels.to(device), Training(**how), seed)

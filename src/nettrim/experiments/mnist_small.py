@@ -23,7 +23,8 @@ from nettrim.experiments.training import accuracy
 from nettrim.experiments.verdicts import Claim
 
 _METHODS = {"paper": PAPER, "default": OURS}
-_HEADER = ("samples", "weights", "epsilon by layer", "SR 1", "SR 2", "SR 3", "SR 4", "discrepancy (%)", "CA",
+_PIXELS = {"as they are": "", "standardised": " standardised"}  # how pixels reach the network, and how parts tell it
+_HEADER = ("samples", "pixels", "weights", "epsilon by layer", "SR 1", "SR 2", "SR 3", "SR 4", "discrepancy (%)", "CA",
            "CA (5% noise)", "CA (10% noise)")  # fmt: skip
 
 
@@ -50,12 +51,13 @@ def run(context: Context) -> Findings:
     rows, numbers, claims, notes = [], {}, [], []
     panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
     drawings: dict[str, Any] = {}
-    for count, hidden in zip(options["samples"], options["hidden"], strict=True):
-        key = f"P={count}"
+    sizes = zip(options["samples"], options["hidden"], strict=True)
+    for (count, hidden), (pixels, suffix) in itertools.product(sizes, _PIXELS.items()):
+        key = f"P={count}{suffix}"
         if not context.wanted(key) and context.checkpoints.read(f"{key}/trained") is None:
             continue
         data = images.first(count, options["tests"])
-        dense, _ = trained(context, data, hidden, options["training"], options["seed"], key)
+        dense, _ = trained(context, data, hidden, options["training"], options["seed"], key, as_h2o=bool(suffix))
         _drop_constant_inputs(dense, data.train)
         states = {
             method: {
@@ -91,17 +93,18 @@ def run(context: Context) -> Findings:
             marks = robustness(model, data.test, data.test_labels, [0.0, 0.05, 0.1], options["draws"])
             chosen = None if one is None else ", ".join(f"{epsilon:g}" for epsilon in one.epsilons)
             padded = [*shares, None, None][:4]
-            rows.append((count, name, chosen, *padded, None if one is None else one.discrepancy, *marks))
+            rows.append((count, pixels, name, chosen, *padded, None if one is None else one.discrepancy, *marks))
             if one is None or one is paper:
                 when = "before" if one is None else "after"
                 numbers |= {f"{key} {when} SR {layer}": share for layer, share in enumerate(shares, 1)}
                 names = ("CA", "CA (5% noise)", "CA (10% noise)")
                 numbers |= {f"{key} {when} {title}": mark for title, mark in zip(names, marks, strict=True)}
-        panels[f"{count} samples"] = {
+        panel = f"{count} samples{suffix and ','}{suffix}"
+        panels[panel] = {
             title: (levels, robustness(model, data.test, data.test_labels, levels, options["draws"]))
             for title, model in (("trained", dense), ("trimmed", paper.model))
         }
-        claims += _claims(count, numbers, panels[f"{count} samples"])
+        claims += _claims(key, panel, numbers, panels[panel])
         drawings["corrected-digits"] = partial(_corrected, data, dense, paper.model, options["show"])  # the last's
     drawings["noise"] = partial(figures.curves, panels, "noise", "test accuracy (%)", columns=2)
     table = Table("table-3", "Table 3: sparsity ratio (SR) and classification accuracy (CA)", _HEADER, tuple(rows))
@@ -119,8 +122,7 @@ def _trim(context: Context, data: Images, dense: nn.Module, epsilon: float, meth
 @torch.no_grad()
 def _drop_constant_inputs(model: nn.Sequential, inputs: Tensor) -> None:
     """Weights of pixels that are zero in every sample do nothing; H2O, which the paper used, drops them too."""
-    first = model[0]
-    assert isinstance(first, nn.Linear)
+    first = next(layer for layer in model if isinstance(layer, nn.Linear))
     first.weight[:, (inputs == 0).all(dim=0)] = 0.0
 
 
@@ -152,16 +154,16 @@ def _ours(combined: Sequence[Combination], paper: Combination) -> dict[str, Comb
     return named
 
 
-def _claims(count: int, numbers: Mapping[str, float], curves: Mapping[str, tuple[Any, Any]]) -> list[Claim]:
-    key, claims = f"P={count}", []
+def _claims(key: str, network: str, numbers: Mapping[str, float], curves: Mapping[str, tuple[Any, Any]]) -> list[Claim]:
+    claims = []
     for title in ("CA", "CA (5% noise)", "CA (10% noise)"):
         before, after = numbers[f"{key} before {title}"], numbers[f"{key} after {title}"]
         claims.append(
-            Claim(f"{count} samples: trimming improves the accuracy, {title}.", "A table 3", after > before,
+            Claim(f"{network}: trimming improves the accuracy, {title}.", "A table 3", after > before,
                   f"{before:.2f} -> {after:.2f} %")
         )  # fmt: skip
     gains = [after - before for before, after in zip(curves["trained"][1], curves["trimmed"][1], strict=True)]
-    text = f"{count} samples: the gain grows with the noise."
+    text = f"{network}: the gain grows with the noise."
     claims.append(
         Claim(
             text,

@@ -52,6 +52,23 @@ def cnn(side: int, classes: int = 10, hidden: int = 512) -> nn.Sequential:
     )
 
 
+class Standardised(nn.Module):
+    """Inputs less their mean over the given samples (P, N), divided by their deviation; constant ones become zero."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, samples: Tensor) -> None:
+        super().__init__()
+        spread = samples.std(0)
+        self.register_buffer("mean", samples.mean(0))
+        self.register_buffer("scale", torch.where(spread > 0, 1 / spread, 0.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs of (samples, N), standardised."""
+        return (inputs - self.mean) * self.scale
+
+
 def seeded(build: type | object, *arguments: object, seed: int) -> nn.Sequential:
     """A network built with torch's generator at `seed`, whose state is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +91,8 @@ def start_as_h2o(model: nn.Sequential, inputs: Tensor, seed: int) -> None:
         reach = (4 if last else 1) * math.sqrt(6 / (layer.in_features + layer.out_features))
         layer.weight.uniform_(-reach, reach, generator=generator)
         layer.bias.fill_(0.0 if last else 0.5 if place == 0 else 1.0)
-    layers[0].weight.div_(inputs.std(0))
+    spread = inputs.std(0)
+    layers[0].weight.div_(torch.where(spread > 0, spread, 1.0))
 
 
 def train(
