@@ -103,6 +103,7 @@ def test_table_one_has_the_papers_rows_and_ours_and_compares_nothing_of_another_
         "Init. Mod. Acc. (%)", "Total Pruning (%)", "NT Overall Disc. (%)", "NT No FT Acc. (%)",
         "HPTD No FT Acc. (%)", "NT + FT Acc. (%)", "HPTD + FT Acc. (%)",
     ]  # fmt: skip
+    assert any("at the paper's pruning" in title for title in titles)
     assert any("equal discrepancy" in title for title in titles) and any("equal sparsity" in title for title in titles)
     assert {str(entry.verdict) for entry in done.compared} == {"not comparable", "not run"}
     assert "stand in" in (tmp_path / "out" / "results.md").read_text()

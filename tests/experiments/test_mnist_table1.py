@@ -1,0 +1,37 @@
+"""Table 1's claims where as much is pruned as in the paper."""
+
+import pytest
+
+from nettrim.experiments.mnist_table1 import at_their_pruning
+
+_PAPER = {
+    f"{name}/{panel}: {title}": value
+    for name in ("one", "two")
+    for panel in ("a", "b")
+    for title, value in (("Total Pruning (%)", 70.0), ("NT No FT Acc. (%)", 94.0), ("NT + FT Acc. (%)", 95.0))
+}
+
+
+def _run(pruning, accuracy, tuned, hptd):
+    return {"pruning": pruning, "accuracy": accuracy, "tuned accuracy": tuned, "HPTD tuned accuracy": hptd}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "tuned", "hptd", "holds"),
+    [(94.5, 95.5, 95.0, (True, True, True)), (93.5, 95.5, 95.6, (False, True, False))],
+    ids=["all hold", "worse without tuning, and behind HPTD"],
+)
+def test_networks_are_judged_at_the_papers_pruning_alone(accuracy, tuned, hptd, holds):
+    found = {
+        ("one", "b", "NT"): _run(50.0, 10.0, 10.0, 99.0),  # prunes less: not to be compared
+        ("one", "b", "NT P"): _run(70.2, accuracy, tuned, hptd),
+        ("two", "a", "NT"): _run(69.6, 94.5, 95.5, 95.0),  # prunes as much to begin with
+        ("two", "a", "ours D"): _run(80.0, 10.0, 10.0, 99.0),
+    }
+    claims = at_their_pruning(found, _PAPER)
+    assert tuple(claim.holds for claim in claims) == holds
+    assert "70.2 % pruned" in claims[0].evidence and "69.6 % pruned" in claims[0].evidence
+
+
+def test_without_such_networks_nothing_is_claimed():
+    assert at_their_pruning({("one", "a", "NT"): _run(50.0, 99.0, 99.0, 99.0)}, _PAPER) == []
