@@ -125,6 +125,16 @@ def test_small_samples_are_learned_as_they_are_and_standardised(tiny, tmp_path):
     assert any(text.startswith("60 samples, standardised: ") for text in texts)
 
 
+def test_the_first_layer_may_run_alone_and_is_told_so(tiny, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = reproduce("mnist-small", tmp_path / "out", quick=True, only=["P=60/layer 1/0.2"])
+    (table,) = done.findings.tables
+    before, after = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert after["weights"] == "the paper's method, layer 1 alone" and after["SR 1"] < before["SR 1"]
+    assert (after["SR 2"], after["SR 3"]) == (before["SR 2"], before["SR 3"])
+    assert all("layer 1 trimmed" in claim.text for claim in done.findings.claims)
+
+
 @pytest.mark.slow
 def test_spirals_run_on_generated_points_and_draw_all_figures(tiny, tmp_path):
     pytest.importorskip("matplotlib")
