@@ -131,6 +131,7 @@ def test_the_first_layer_may_run_alone_and_is_told_so(tiny, tmp_path):
     (table,) = done.findings.tables
     before, after = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert after["weights"] == "the paper's method, layer 1 alone" and after["SR 1"] < before["SR 1"]
+    assert after["epsilon by layer"] == "0.2"
     assert (after["SR 2"], after["SR 3"]) == (before["SR 2"], before["SR 3"])
     assert all("layer 1 trimmed" in claim.text for claim in done.findings.claims)
 

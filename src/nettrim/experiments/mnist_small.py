@@ -62,9 +62,10 @@ def run(context: Context) -> Findings:
         dense, _ = trained(context, data, hidden, options["training"], options["seed"], key, as_h2o=bool(suffix))
         _drop_constant_inputs(dense, data.train)
         states = {method: _parts(context, data, dense, key, method) for method in _METHODS}
-        told = "the paper's method, chosen"
+        told, layers = "the paper's method, chosen", _layers(dense)
         if not states["paper"]:  # the whole may take an hour, the first layer minutes
             states["paper"], told = _parts(context, data, dense, key, _FIRST), "the paper's method, layer 1 alone"
+            layers = layers[:1]
         notes += [
             f"{key}, {method}, epsilon {epsilon:g}: not certified in every layer."
             for method, found in states.items() for epsilon, part in found.items() if not part.numbers["certified"]
@@ -76,7 +77,7 @@ def run(context: Context) -> Findings:
             notes.append(f"{key}: epsilon {', '.join(missing)} has not run; the choice is among the others.")
         held = slice(count, count + options["validation"])
         choose = images.train[held], images.train_labels[held]
-        combined = {method: list(_combine(dense, data, found, choose)) for method, found in states.items()}
+        combined = {method: list(_combine(dense, layers, data, found, choose)) for method, found in states.items()}
         paper = max(combined["paper"], key=lambda one: (one.validated, -sum(one.weights)))
         named = {"trained": None, told: paper} | _ours(combined["default"], paper)
         levels, marked = options["noise"], {}
@@ -138,10 +139,9 @@ def _drop_constant_inputs(model: nn.Sequential, inputs: Tensor) -> None:
 
 
 def _combine(
-    dense: nn.Module, data: Images, found: Mapping[float, Cell], choose: tuple[Tensor, Tensor]
+    dense: nn.Module, layers: Sequence[str], data: Images, found: Mapping[float, Cell], choose: tuple[Tensor, Tensor]
 ) -> Iterator[Combination]:
     """Every choice of one epsilon a layer: in the parallel scheme layers were trimmed apart, so all of them exist."""
-    layers = _layers(dense)
     states = {epsilon: as_state(cell.arrays, "") for epsilon, cell in found.items()}
     for epsilons in itertools.product(found, repeat=len(layers)):
         model = copy.deepcopy(dense)
