@@ -11,11 +11,12 @@ from torch import Tensor
 from nettrim.certificates.program import lower_bound
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
+from nettrim.solvers.apart import solve_apart
 from nettrim.solvers.finish import Ending
 from nettrim.solvers.interior import Central, crossover, solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
-from nettrim.solvers.polish import Guess, Polished, polish, relative_gap
+from nettrim.solvers.polish import Guess, Polished, binding, polish, relative_gap
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import is_feasible, make_feasible, repair
 
@@ -29,6 +30,7 @@ _EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-progra
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
 _WARM_STEPS = 20  # of the polish from a guess made elsewhere, which may be far
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
+_PRESSED = 1e-2  # of a row's largest multiplier: smaller ones of ADMM's are noise
 _AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
 
 
@@ -64,6 +66,8 @@ def solve_block(
         done = target
         if check >= _EXACT_CHECKS:
             block.solve_exact()
+        if check <= _INTERIOR_CHECKS:
+            gemms += block.take_apart()
         if check >= _INTERIOR_CHECKS:
             gemms += block.follow_path()
         if check >= _DOUBT or target == max_iterations:
@@ -91,24 +95,31 @@ class _Block:
         self.followed = torch.zeros(count, dtype=torch.bool)  # groups that had their turn on the central path
         self.ending = [Ending.SOLVED] * count
         self.state = admm.start(problem, initial)
+        self.seen: Guess | None = None  # where the last polish of an l1 problem began, and the tau at which it ended
         self.rows = torch.arange(problem.rows)  # rows of the block that the state holds
         self.groups = torch.arange(count)  # groups of the block that the state holds
 
     def start_from(self, guess: Guess) -> float:
         """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
         found = polish(self.problem, guess, self.tolerance, max_steps=_WARM_STEPS)
+        self._see(guess, found)
         self._keep(found, self.rows, self.groups)
         self._close()
-        gemms = 4.0 * found.steps
+        gemms = 4.0 * found.steps + self.take_apart()
         if int(self.open.sum()) <= _FEW * len(self.open):
-            gemms += self.follow_path(guess.u)
+            gemms += self.follow_path()
         self.narrow()
         return gemms
 
     def improve(self, last: bool) -> int:
         """Judge the present iterate, keep what is better of weights and of multipliers; returns the polish's steps."""
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
-        candidate = _candidate(self.state, dual, self.tolerance, last)
+        if isinstance(problem.penalty, L1):
+            guess = _guess(self.state, dual)
+            candidate = polish(problem, guess, self.tolerance)
+            self._see(guess, candidate)
+        else:
+            candidate = plain_candidate(problem, self.state.w.to(torch.float64), dual, self.tolerance, last)
         self._keep(candidate, self.rows, self.groups)
         self._close()
         still = self.open[self.groups]
@@ -136,7 +147,7 @@ class _Block:
     def _close(self) -> None:
         self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
 
-    def follow_path(self, near: Tensor | None = None) -> float:
+    def follow_path(self) -> float:
         """Give the open groups of an l1 problem to the interior-point method, once, and land on the vertex it shows.
 
         Returns the work in products of the inputs with all of the block's weights.
@@ -149,7 +160,7 @@ class _Block:
         self.followed |= wanted
         rows, groups = wanted[self.problem.groups.cpu()].nonzero()[:, 0], wanted.nonzero()[:, 0]
         problem = self.problem.select(rows.to(self.problem.groups.device))
-        central = solve_interior(problem, self.tolerance, self._present(rows) if near is None else near[rows])
+        central = solve_interior(problem, self.tolerance, self._seen(rows).u)
         found, guess = central.found, central.guess
         self._keep(found, rows, groups)
         self._close()
@@ -159,6 +170,21 @@ class _Block:
         if len(lacking):
             self._land(problem, central, rows, groups, lacking)
         return central.gemms * len(rows) / self.problem.rows
+
+    def take_apart(self) -> float:
+        """Solve the open groups of several rows of an l1 problem row by row; returns the work, as `follow_path`."""
+        epsilon = self.problem.epsilon
+        if epsilon is None or self.seen is None:
+            return 0.0
+        several = torch.bincount(self.problem.groups.cpu(), minlength=len(self.open)) > 1
+        gemms = 0.0
+        for group in (self.open & several & (epsilon.cpu() > 0)).nonzero()[:, 0].tolist():
+            rows = (self.problem.groups == group).nonzero()[:, 0].cpu()
+            found, work = solve_apart(self.problem.select(rows), self._seen(rows, group), self.tolerance)
+            self._keep(found, rows, torch.tensor([group]))
+            gemms += work * len(rows) / self.problem.rows
+        self._close()
+        return gemms
 
     def _land(self, problem: Problem, central: Central, rows: Tensor, groups: Tensor, wanted: Tensor) -> None:
         """Polish the vertices that the path shows for the groups `wanted` of `problem`, whose rows and groups in the
@@ -189,9 +215,17 @@ class _Block:
         self._keep(vertex, rows[local], block_groups)
         self._close()
 
-    def _present(self, rows: Tensor) -> Tensor:
-        """ADMM's present weights of some rows of the block."""
-        return self.state.w[torch.searchsorted(self.rows, rows)].to(torch.float64)
+    def _see(self, guess: Guess, found: Polished) -> None:
+        """Remember where a polish began, and the tau at which it ended."""
+        self.seen = guess if found.tau is None else replace(guess, tau=found.tau)
+
+    def _seen(self, rows: Tensor, group: int | None = None) -> Guess:
+        """What was remembered of some rows of the block; all groups' tau, or that of one."""
+        assert self.seen is not None
+        seen, local = self.seen, torch.searchsorted(self.rows, rows)
+        pressed = None if seen.binding is None else seen.binding[local]
+        tau = seen.tau if group is None else seen.tau[(self.groups == group).to(seen.tau.device)]
+        return Guess(seen.u[local], seen.dual[local], pressed, tau)
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""
@@ -278,27 +312,14 @@ def _next_check(number: int, *, strict: bool) -> int:
     return int(checks[-1] * 1.6 ** (number - len(checks) + 1))
 
 
-def _candidate(state: admm.Admm, dual: Tensor, tolerance: float, last: bool) -> Polished:
-    """Polish the present iterate where the penalty is l1; otherwise judge it as it is."""
+def _guess(state: admm.Admm, dual: Tensor) -> Guess:
+    """ADMM's present iterate, as the polish of an l1 problem begins with it."""
     problem = state.problem
     u = state.w.to(torch.float64)
-    if not isinstance(problem.penalty, L1):
-        return plain_candidate(problem, u, dual, tolerance, last)
     shrink = state.shrink[:, 0].to(torch.float64)
     mu = state.rho[:, 0].to(torch.float64) * (1 - shrink) / shrink.clamp(min=1e-9)
     largest = mu.new_zeros(problem.group_count).scatter_reduce(0, problem.groups, mu, "amax")
     tau = 1 / largest.clamp(min=1e-12)
     if problem.epsilon is not None:
         tau = torch.where(problem.epsilon == 0, 1.0, tau)
-    return polish(problem, Guess(u, dual, _binding(problem, dual, u), tau), tolerance)
-
-
-def _binding(problem: Problem, dual: Tensor, u: Tensor) -> Tensor | None:
-    """Hard samples that bind: where ADMM's multiplier is not small, and fewer than the support can meet."""
-    if problem.soft is None:
-        return None
-    pressure = torch.where(problem.soft, 0.0, dual.abs())
-    limit = pressure.sort(dim=1, descending=True).values
-    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=limit.shape[1] - 1)
-    bar = torch.maximum(limit.gather(1, support), 1e-2 * limit[:, :1])
-    return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))
+    return Guess(u, dual, binding(problem, dual, u, _PRESSED), tau)

@@ -223,6 +223,10 @@ def power_of_two(value: float) -> float:
 
 def largest(array: Tensor) -> float:
     """The largest finite absolute entry, 1 where there is none or it is zero."""
-    finite = array[torch.isfinite(array)]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
+    if not array.numel():
+        return 1.0
+    size = max(abs(float(end)) for end in torch.aminmax(array))
+    if not math.isfinite(size):
+        finite = array[torch.isfinite(array)]
+        size = float(finite.abs().max()) if finite.numel() else 0.0
     return size if size > 0 else 1.0

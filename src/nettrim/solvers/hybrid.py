@@ -16,7 +16,7 @@ from nettrim.solvers.base import Solution, Start
 from nettrim.solvers.block import solve_block
 from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
-from nettrim.solvers.polish import Guess
+from nettrim.solvers.polish import Guess, binding
 from nettrim.solvers.presolve import presolve
 from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
@@ -109,5 +109,4 @@ def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Gues
     soft, _ = problem.distance(problem.design.forward(weight))
     inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
     reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
-    binding = None if problem.soft is None else ~problem.soft & ((dual != 0) | (problem.lower == problem.upper))
-    return Guess(weight, dual, binding, reach / pull.clamp(min=1e-300))
+    return Guess(weight, dual, binding(problem, dual, weight), reach / pull.clamp(min=1e-300))

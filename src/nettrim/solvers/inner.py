@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
 from nettrim.solvers.problem import Problem
 
-_PASSES = 20
+_PASSES = 40
+_JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
+_HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
-_CAUTION = 8  # passes after which only the worst feature enters
+_CAUTION = 30  # passes after which only the worst feature enters
 
 
 class RowModel:
@@ -75,10 +79,20 @@ class RowModel:
         self.nu = u.new_zeros(0)
         self.binding = None
 
-    def bind(self, binding: Tensor, edge: Tensor, pull: Tensor) -> None:
-        """Ask X_B u = edge; `pull` is the sign each multiplier must have, 0 where both will do."""
-        self.binding, self.edge, self.pull = binding, edge, pull
-        self.hard = self.design.take(binding, self.features).T
+    def bind(self, near: Tensor, held: Tensor, edge: Tensor, pull: Tensor, margin: float) -> None:
+        """Ask X u = edge of the hard samples `near` (index) that are `held` (mask); the others may come to be held.
+
+        `pull` is the sign each multiplier must have, 0 where both will do; a sample outside by more than `margin` is
+        held.
+        """
+        self.near, self.edge, self.pull, self.margin = near, edge, pull, margin
+        self.around = self.design.take(near, self.features).T
+        self._hold(held)
+
+    def _hold(self, held: Tensor) -> None:
+        self.held = held
+        self.binding = self.near[held]
+        self.hard = self.around[:, held]
 
     def solve(self) -> None:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
@@ -140,7 +154,7 @@ class RowModel:
         system.diagonal()[size:] -= 1e-11 * pressure / scale
         right = gram.new_zeros(size + count, 2)
         right[:size] = rhs
-        right[size:, 0] = self.edge
+        right[size:, 0] = self.edge[self.held]
         solution, _ = torch.linalg.solve_ex(system, right)
         if not bool(torch.isfinite(solution).all()):
             self.hopeless |= len(system) > _LARGEST_SINGULAR
@@ -158,12 +172,8 @@ class RowModel:
         self.take(tau)
         limit = tau * self.costs
         q = self.q0 + tau * self.q1
-        if self.binding is not None and len(self.binding):
-            kept = self.nu * self.pull >= 0
-            if not bool(kept.all()):
-                self.binding, self.edge, self.pull = self.binding[kept], self.edge[kept], self.pull[kept]
-                self.hard, self.nu = self.hard[:, kept], self.nu[kept]
-                self.dirty = True
+        if self.binding is not None:
+            self._rebind(cautious)
         flipped = self.v * self.signs < -self.tiny  # a weight that hard samples hold at zero keeps its sign
         excess = torch.where((self.signs == 0) & ~self.free, q.abs() - limit * (1 + 1e-9), -1.0)
         entering = excess > 0
@@ -176,10 +186,34 @@ class RowModel:
             self.v = torch.where(flipped, 0.0, self.v)
             self.dirty = True
 
+    def _rebind(self, cautious: bool) -> None:
+        """Let go of the hard samples whose multiplier has the wrong sign, and hold the worst of those outside.
+
+        When cautious, one of the first or, where there are none, of the second.
+        """
+        wrong = -self.nu * self.pull[self.held]
+        outside = torch.where(self.held, 0.0, (self.around.T @ self.v - self.edge) * self.pull - self.margin)
+        count = max(1, int(_JOINING * len(self.support)))
+        leaving = wrong > 0
+        if cautious:
+            leaving &= wrong == wrong.max() if len(wrong) else leaving
+            count = 0 if bool(leaving.any()) else 1
+        joining = outside.topk(min(count, len(outside)))
+        held = self.held.index_fill(0, joining.indices[joining.values > 0], True)
+        held[self.held.nonzero()[leaving, 0]] = False
+        if bool((held == self.held).all()):
+            return
+        nu = torch.zeros_like(self.edge)
+        nu[self.held] = self.nu
+        self._hold(held)
+        self.nu = nu[held]
+        self.dirty = True
+
 
 def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
     """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes."""
     groups = problem.groups.tolist()
+    halved: Counter[int] = Counter()
     for number in range(_PASSES):
         lost = {groups[row] for row in rows if models[row].hopeless}
         if lost:
@@ -189,11 +223,16 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
         for row in rows:
             if models[row].dirty:
                 models[row].solve()
-        choose_tau(problem, models, tau, rows, margin)
+        short = choose_tau(problem, models, tau, rows, margin)
         values = tau.tolist()
         for row in rows:
             models[row].settle(values[groups[row]], number >= _CAUTION)
         open_groups = {groups[row] for row in rows if models[row].dirty}
+        for group in short - open_groups:  # settled and too far: a smaller tau lets the supports grow
+            if halved[group] < _HALVINGS:
+                halved[group] += 1
+                tau[group] *= 0.5
+                open_groups.add(group)
         rows = [row for row in rows if groups[row] in open_groups]
         if not rows:
             return
@@ -202,11 +241,14 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
             models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
 
 
-def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
-    """The scalar equation of each group: squared distance = (eps (1 - margin))^2, `margin` (groups,)."""
+def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:
+    """The scalar equation of each group: squared distance = (eps (1 - margin))^2, `margin` (groups,).
+
+    Returns the groups whose supports cannot come that near at any tau, which is left as it is.
+    """
     if problem.regularization is not None:
         tau.fill_(1 / (2 * problem.regularization))
-        return
+        return set()
     assert problem.epsilon is not None
     sums = torch.zeros(3, problem.rows, dtype=torch.float64)
     sums[:, rows] = torch.tensor([models[row].coefficients for row in rows], dtype=torch.float64).T
@@ -215,7 +257,7 @@ def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows:
     root = (c1**2 / 4 + c2 * room).clamp(min=0).sqrt() - c1 / 2
     touched = torch.zeros_like(tau, dtype=torch.bool)
     touched[problem.groups[rows]] = True
-    # no room: this support cannot reach eps; a smaller tau lets the support grow
-    new = torch.where((room > 0) & (c2 > 0), root / c2.clamp(min=1e-300), tau * 0.5)
-    # where nothing counts in the ball, tau only scales the multipliers
-    tau.copy_(torch.where(touched & (problem.epsilon > 0), new, tau))
+    reached = touched & (problem.epsilon > 0) & (room > 0) & (c2 > 0)
+    tau.copy_(torch.where(reached, root / c2.clamp(min=1e-300), tau))
+    # where epsilon is zero and nothing counts in the ball, tau only scales the multipliers
+    return set((touched & (problem.epsilon > 0) & ~reached).nonzero()[:, 0].tolist())

@@ -27,6 +27,8 @@ from nettrim.solvers.problem import Problem
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
+_AROUND = 2  # hard samples besides those that bind, per feature of the working set, that inner passes watch
+_SETTLED = 0.1  # share of the tolerance at which a group whose signs stay may stop
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
 
@@ -50,11 +52,24 @@ class Polished:
     dual: Tensor  # (rows, samples)
     bound: Tensor  # (groups,) that `dual` proves, at least 0
     steps: int
+    tau: Tensor | None = None  # (groups,) of the last step
 
     @property
     def gap(self) -> Tensor:
         """(objective - bound) / objective of each group, inf without a feasible point."""
         return relative_gap(self.objective, self.bound)
+
+
+def binding(problem: Problem, dual: Tensor, u: Tensor, least: float = 1e-6) -> Tensor | None:
+    """Hard samples that bind (rows, samples), as multipliers tell: those above `least` times a row's largest, and fewer
+    than the support can meet. None without hard samples. Far smaller ones are what a central path leaves."""
+    if problem.soft is None:
+        return None
+    pressure = torch.where(problem.soft, 0.0, dual.abs())
+    limit = pressure.sort(dim=1, descending=True).values
+    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=limit.shape[1] - 1)
+    bar = torch.maximum(limit.gather(1, support), least * limit[:, :1])
+    return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))
 
 
 def relative_gap(objective: Tensor, bound: Tensor) -> Tensor:
@@ -82,10 +97,10 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     costs = problem.penalty.full(like).expand(guess.u.shape)
     free = costs == 0
     state = _State(
-        guess.u,
+        guess.u.clone(),
         problem.design.forward(guess.u),
         guess.u.sign(),
-        guess.tau,
+        guess.tau.clone(),
         guess.binding,
         None if problem.soft is None else torch.zeros_like(problem.lower),
         _ZERO * float(guess.u.abs().max()),
@@ -95,6 +110,7 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     bound = torch.zeros_like(objective)
     live = torch.ones(problem.group_count, dtype=torch.bool, device=objective.device)
     stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=objective.device)
+    fewest = torch.full_like(objective, torch.inf)  # changes of signs and of what binds in a step
     seen = state.z.clone()  # what the weights give after the cast
     soft, _ = problem.distance(state.z)
     gradient = problem.design.back(-soft)
@@ -125,20 +141,22 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
         before_gap = relative_gap(objective, bound)
         value, proved = judge(problem, state.u, seen_soft, seen_hard, present, t, costs)
         if problem.epsilon is not None:  # what the cast breaks is aimed further inside
-            broken = (value == torch.inf) & (exact.sqrt() <= problem.epsilon)
+            cast = problem.group_sum((seen_soft**2).sum(dim=1)).sqrt()
+            broken = (cast > problem.epsilon) & (exact.sqrt() <= problem.epsilon)
             margin = torch.where(broken & live, (margin * _FURTHER).clamp(max=_FURTHEST), margin)
         better, tighter = live & (value < objective), live & (proved > bound)
         objective, bound = torch.where(better, value, objective), torch.where(tighter, proved, bound)
         rows_better, rows_tighter = better[problem.groups], tighter[problem.groups]
         weight[rows_better], dual[rows_tighter] = state.u[rows_better], present[rows_tighter]
         gap = relative_gap(objective, bound)
-        stalled = torch.where((gap < 0.3 * before_gap) & (gap < torch.inf), 0, stalled + 1)
-        moved = _update_binding(problem, state) + (before != state.signs).sum(dim=1)
-        settled = problem.group_sum(moved.to(torch.float64)) == 0
-        live &= ~((gap <= 1e-3 * tolerance) | (settled & (gap <= tolerance)) | (stalled >= 4))
+        moved = problem.group_sum((_update_binding(problem, state) + (before != state.signs).sum(dim=1)).to(gap))
+        settled = moved == 0
+        progress = ((gap < 0.3 * before_gap) & (gap < torch.inf)) | (moved < fewest)
+        stalled, fewest = torch.where(progress, 0, stalled + 1), torch.minimum(fewest, moved)
+        live &= ~((gap <= 1e-3 * tolerance) | (settled & (gap <= _SETTLED * tolerance)) | (stalled >= 4))
         if not bool(live.any()):
             break
-    return Polished(weight, objective, dual, bound, steps)
+    return Polished(weight, objective, dual, bound, steps, state.tau)
 
 
 def _refresh(
@@ -161,13 +179,17 @@ def _refresh(
     w = model.features
     model.costs, model.free = cost[w], free[row, w]
     model.begin(state.u[row, w], state.signs[row, w], gradient[w], square, t[w])
-    if state.binding is not None:
-        binding = state.binding[row].nonzero()[:, 0]
-        z, lower, upper = z[binding], lower[binding], upper[binding]
+    if state.binding is not None and problem.soft is not None:
+        held = state.binding[row]
+        slack = torch.where(problem.soft[row] | held, torch.inf, torch.minimum(upper - z, z - lower))
+        close = slack.topk(min(len(slack), _AROUND * (len(w) + 1)), largest=False).indices
+        near = held.index_fill(0, close[slack[close] < torch.inf], True).nonzero()[:, 0]
+        z, lower, upper = z[near], lower[near], upper[near]
         top = _at_upper(z, lower, upper)
         pull = torch.where(lower == upper, 0.0, torch.where(top, 1.0, -1.0).to(z.dtype))
-        margin = problem.hard_margin * max(1.0, float(state.u[row].norm())) * (lower != upper)
-        model.bind(binding, torch.where(top, upper - margin, lower + margin), pull)
+        margin = problem.hard_margin * max(1.0, float(state.u[row].norm()))
+        inside = margin * (lower != upper)
+        model.bind(near, held[near], torch.where(top, upper - inside, lower + inside), pull, margin)
 
 
 def _take(problem: Problem, state: _State, row: int) -> None:

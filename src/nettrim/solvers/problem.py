@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nettrim.programs import Program, group_sums
-from nettrim.programs.penalties import Penalty
+from nettrim.programs.penalties import L1, Penalty
 from nettrim.solvers.design import Design, largest, make_design, power_of_two
 
 _NOTHING = 1e-14  # relative size under which an epsilon is zero
@@ -31,7 +31,7 @@ class Problem:
     regularization: float | None
     groups: Tensor  # (rows,)
     penalty: Penalty
-    response_scale: float
+    response_scale: Tensor  # (rows, 1), the same in rows of a budget group
 
     @property
     def margin(self) -> float:
@@ -50,8 +50,8 @@ class Problem:
         return int(self.groups.max()) + 1
 
     @property
-    def weight_scale(self) -> float:
-        """Scaled weights times this are the program's."""
+    def weight_scale(self) -> Tensor:
+        """Scaled weights times this (rows, 1) are the program's."""
         return self.response_scale / self.design.scale
 
     @property
@@ -70,6 +70,7 @@ class Problem:
             epsilon=None if self.epsilon is None else self.epsilon[kept],
             groups=groups,
             penalty=self.penalty.rows(index),
+            response_scale=self.response_scale[index],
         )
 
     def restrict(self, samples: Tensor) -> Problem:
@@ -111,29 +112,47 @@ class Problem:
 def make_problem(program: Program, design: Design | None = None) -> Problem:
     """Scale and transpose a program; without a `design` its large products are in the inputs' precision."""
     design = design or make_design(program.inputs, program.inputs.dtype)
-    response_scale = power_of_two(max(largest(program.lower), largest(program.upper)))
-    lower = program.lower.T.to(torch.float64).contiguous() / response_scale
-    upper = program.upper.T.to(torch.float64).contiguous() / response_scale
+    whole = power_of_two(max(largest(program.lower), largest(program.upper)))
+    groups = program.groups.to(program.inputs.device)
+    lower, upper = (bounds.T.to(torch.float64).contiguous() for bounds in (program.lower, program.upper))
+    scale = _response_scale(program, lower, upper, whole)
+    lower, upper = lower / scale, upper / scale
     exact = _exact(program).to(lower.device)
     if program.inputs.dtype == torch.float32 and bool(exact.any()):
         # float32 responses are known to rounding only: asking for them exactly would be infeasible
-        slack = ROUNDING * exact[:, None]
+        slack = torch.where(exact[:, None], ROUNDING * whole / scale, 0.0)
         lower, upper = lower - slack, upper + slack
-    factor = response_scale / design.scale
+    factor = whole / design.scale  # where it matters, all rows have the scale of the whole
     regularization = program.regularization
     if regularization is not None:
-        regularization *= response_scale**2 / factor
+        regularization *= whole**2 / factor
+    epsilon = None
+    if program.epsilon is not None:
+        own = scale.new_ones(program.group_count).scatter(0, groups, scale[:, 0])
+        epsilon = _epsilon(program, own)
     return Problem(
         design=design,
         lower=lower,
         upper=upper,
         soft=_soft(program, lower, upper),
-        epsilon=_epsilon(program, response_scale),
+        epsilon=epsilon,
         regularization=regularization,
-        groups=program.groups.to(lower.device),
+        groups=groups,
         penalty=program.penalty.to(lower.new_zeros(())).rescaled(factor),
-        response_scale=response_scale,
+        response_scale=scale,
     )
+
+
+def _response_scale(program: Program, lower: Tensor, upper: Tensor, whole: float) -> Tensor:
+    """A power of two near the largest finite bound of each budget group, (rows, 1); that of all rows, `whole`, where
+    they are coupled or where the penalty is no multiple of itself under scaling."""
+    scale = lower.new_full((len(lower), 1), whole)
+    if program.regularization is not None or not isinstance(program.penalty, L1):
+        return scale
+    sizes = torch.maximum(*(torch.where(torch.isinf(bound), 0.0, bound.abs()).amax(dim=1) for bound in (lower, upper)))
+    groups = program.groups.to(lower.device)
+    sizes = sizes.new_zeros(program.group_count).scatter_reduce(0, groups, sizes, "amax")[groups][:, None]
+    return torch.where(sizes > 0, torch.exp2(torch.log2(sizes).ceil()), scale)
 
 
 def _exact(program: Program) -> Tensor:
@@ -157,10 +176,9 @@ def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
     return soft & ~exact.to(soft.device)[:, None]
 
 
-def _epsilon(program: Program, response_scale: float) -> Tensor | None:
-    """The scaled budgets, zero where they are zero to rounding."""
-    if program.epsilon is None:
-        return None
+def _epsilon(program: Program, scale: Tensor) -> Tensor:
+    """The budgets over their groups' scale (groups,), zero where they are zero to rounding."""
+    assert program.epsilon is not None
     exact = torch.zeros_like(program.epsilon, dtype=torch.bool)
     exact[program.groups.cpu()[_exact(program)]] = True
-    return torch.where(exact, 0.0, program.epsilon.cpu() / response_scale).to(program.inputs.device)
+    return torch.where(exact.to(scale.device), 0.0, program.epsilon.to(scale.device) / scale)

@@ -15,6 +15,7 @@ _MAX_STEPS = 80
 _BOUNDARY = 0.99  # share of the way to the boundary
 _SHORT = 0.3  # a shorter step is tried once more as plain centring
 _STALL = 5  # steps without progress after which a group is given up
+_FAR = 1e-2  # gap above which a smaller mu is progress: zero weights are all that is feasible for long
 _NEGLIGIBLE = 1e-8  # D relative to that of a sample in the ball, under which a sample does not bend anything
 _AIM = 0.05  # share of the tolerance at which a group is done
 _CAST = 0.5  # in units of rounding: about twice the distance that a cast is likely to add
@@ -128,7 +129,7 @@ class Path:
             before = best.gap[self.alive]
             best.see(self, near_end=bool((mu < _END * first).any()))
             gap = best.gap[self.alive]
-            moved = (gap < 0.9 * before) | ((gap == torch.inf) & (mu < 0.9 * least))
+            moved = (gap < 0.9 * before) | ((gap > _FAR) & (mu < 0.9 * least))
             stalled = torch.where(moved, 0, stalled + 1)
             least = torch.minimum(least, mu)
             wanted = (gap > _AIM * self.tolerance) & (stalled < _STALL) & torch.isfinite(mu)

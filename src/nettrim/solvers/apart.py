@@ -1,0 +1,135 @@
+"""A joint budget, row by row: for a given multiplier of the budget its rows are programs of their own.
+
+With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. A row on which the
+joint polish fails is solved there by the interior-point method alone, and not with all the others on its back. The
+distance of all rows together grows with tau, so the tau at which it is the budget is the root of one scalar equation;
+near it the joint polish, from the vertices of all rows, hits it exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from nettrim.programs.penalties import L1
+from nettrim.solvers.interior import solve_interior
+from nettrim.solvers.polish import Guess, Polished, binding, judge, polish
+from nettrim.solvers.problem import Problem
+
+_ROUNDS = 14  # values of tau that are tried
+_POLISHED = 2  # of these, how many are followed by a joint polish
+_STEPS = 20  # of a polish, whose guess may be far
+_APART = 8.0  # the most that tau changes between two rounds
+_ENOUGH = 0.5  # share of the tolerance at which the group is done
+_FINE = 0.1  # likewise a row, at one tau
+_INSIDE = 4.0  # margins inside the budget at which the root is looked for
+
+
+def solve_apart(problem: Problem, guess: Guess, tolerance: float) -> tuple[Polished, float]:
+    """Solve one budget group of an l1 `problem` with an epsilon; and the work in products of the inputs with all rows.
+
+    `guess` is where its rows may be near, and its tau the first that is tried.
+    """
+    assert problem.epsilon is not None
+    aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
+    root, gemms, found = _Root(), 0.0, None
+    for number in range(_ROUNDS):
+        solved = _rows(problem, guess, tolerance)
+        guess, gemms = solved.guess, gemms + solved.gemms
+        found = _better(found, _judged(problem, guess))
+        if bool(found.gap <= _ENOUGH * tolerance) or not solved.all:
+            break
+        tau = root.next(float(guess.tau[0]), math.log(max(solved.square, 1e-300) / aim**2))
+        if number < _POLISHED:
+            landed = polish(problem, guess, tolerance, max_steps=_STEPS)
+            gemms += 4.0 * landed.steps
+            found = _better(found, landed)
+            if bool(found.gap <= _ENOUGH * tolerance):
+                break
+        guess = replace(guess, tau=torch.full_like(guess.tau, tau))
+    assert found is not None
+    return found, gemms
+
+
+@dataclass
+class _Root:
+    """The zero of an increasing function of tau: the secant in log tau, kept between the ends that are known."""
+
+    low: tuple[float, float] = (-math.inf, -math.inf)  # log tau and the value there
+    high: tuple[float, float] = (math.inf, math.inf)
+    slope: float = 2.0
+
+    def next(self, tau: float, value: float) -> float:
+        """Where to look after `value` was found at `tau`."""
+        place = math.log(tau)
+        other = self.high if value < 0 else self.low
+        last = self.low if value < 0 else self.high
+        if value < 0:
+            self.low = (place, value)
+        else:
+            self.high = (place, value)
+        known = last if math.isfinite(last[0]) and last[0] != place else other
+        if math.isfinite(known[0]) and (known[1] - value) * (known[0] - place) > 0:
+            self.slope = (known[1] - value) / (known[0] - place)
+        step = -value / self.slope
+        step = max(-math.log(_APART), min(math.log(_APART), step))
+        there = place + step
+        if math.isfinite(self.low[0]) and math.isfinite(self.high[0]) and not self.low[0] < there < self.high[0]:
+            there = (self.low[0] + self.high[0]) / 2
+        return math.exp(there)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """All rows at one tau."""
+
+    guess: Guess  # their weights and multipliers
+    all: bool  # whether every one was solved
+    square: float  # their squared distance
+    gemms: float
+
+
+def _rows(problem: Problem, guess: Guess, tolerance: float) -> _Rows:
+    """Every row solved at the guess's tau."""
+    count = problem.rows
+    alone = replace(
+        problem,
+        epsilon=None,
+        regularization=1 / (2 * float(guess.tau[0])),
+        groups=torch.arange(count, device=problem.groups.device),
+    )
+    start = replace(guess, tau=guess.tau.expand(count))
+    found = polish(alone, start, tolerance, max_steps=_STEPS)
+    weight, dual, gemms = found.weight.clone(), found.dual.clone(), 4.0 * found.steps
+    solved = True
+    missed = (found.gap > _FINE * tolerance).nonzero()[:, 0]
+    if len(missed):
+        central = solve_interior(alone.select(missed), _FINE * tolerance, guess.u[missed])
+        sparser = (central.found.weight != 0).sum(dim=1) <= (central.guess.u != 0).sum(dim=1)
+        weight[missed] = torch.where(sparser[:, None], central.found.weight, central.guess.u)
+        dual[missed] = central.found.dual
+        gemms += central.gemms * len(missed) / count
+        solved = bool((central.found.gap <= tolerance).all())
+    soft, _ = problem.distance(problem.design.forward(weight))
+    near = Guess(weight, dual, binding(problem, dual, weight), guess.tau)
+    return _Rows(near, solved, float((soft**2).sum()), gemms)
+
+
+def _judged(problem: Problem, guess: Guess) -> Polished:
+    """The rows' weights and multipliers as an answer of the whole."""
+    soft, hard = problem.distance(problem.design.forward(problem.cast(guess.u)))
+    assert isinstance(problem.penalty, L1)
+    costs = problem.penalty.full(guess.u).expand(guess.u.shape)
+    value, bound = judge(problem, guess.u, soft, hard, guess.dual, problem.design.back(guess.dual), costs)
+    return Polished(guess.u, value, guess.dual, bound, 0)
+
+
+def _better(one: Polished | None, other: Polished) -> Polished:
+    """The lesser objective and the larger bound of two answers for one group."""
+    if one is None:
+        return other
+    primal = one if bool(one.objective <= other.objective) else other
+    dual = one if bool(one.bound >= other.bound) else other
+    return Polished(primal.weight, primal.objective, dual.dual, dual.bound, one.steps + other.steps)

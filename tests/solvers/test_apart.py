@@ -1,0 +1,66 @@
+"""A joint budget solved row by row: the scalar equation, and the joint program's own optimum and certificate."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nettrim import Program
+from nettrim.solvers import solve
+from nettrim.solvers.apart import _Root, solve_apart
+from nettrim.solvers.interior import solve_interior
+from nettrim.solvers.polish import Guess, binding
+from nettrim.solvers.problem import make_problem
+
+
+def program(constraint, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(120, 12, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 12, generator=generator, dtype=torch.float64) * torch.rand(5, 1, generator=generator)
+    inputs[:, -1] = 1.0
+    responses = (inputs @ weight.T).relu()
+    epsilon = 0.2 * float(responses.norm())
+    return Program.relu(inputs, responses, epsilon, constraint, budget="layer")
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+@pytest.mark.parametrize("tau", [0.01, 1.0, 100.0], ids=str)
+def test_any_first_multiplier_leads_to_the_joint_optimum(constraint, tau):
+    given = program(constraint)
+    expected = solve(given, 1e-6)
+    problem = make_problem(given)
+    zero = torch.zeros(5, 12, dtype=torch.float64)
+    dual = torch.zeros_like(problem.lower)
+    start = Guess(zero, dual, binding(problem, dual, zero), torch.full((1,), tau, dtype=torch.float64))
+    found, work = solve_apart(problem, start, 1e-6)
+    assert expected.certificate.gap <= 1e-6
+    assert float(found.gap) <= 1e-6
+    assert work > 0
+    assert float((found.weight * problem.weight_scale).abs().sum()) == pytest.approx(
+        expected.certificate.objective, rel=3e-6
+    )
+    soft, hard = problem.distance(problem.design.forward(found.weight))
+    assert float(soft.norm()) <= float(problem.epsilon[0])
+    assert float(hard.abs().max()) <= 1e-10
+
+
+@pytest.mark.parametrize("zero", [1e-6, 0.3, 1.0, 40.0, 1e7], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [lambda t: 2 * t, lambda t: t**3 + t, lambda t: math.atan(3 * t), lambda t: -1.0 if t < 0 else 0.5 * t],
+    ids=["line", "cubic", "flat ends", "jump"],
+)
+def test_the_root_is_found_from_far_away(function, zero):
+    root, tau = _Root(), 1.0
+    for _ in range(60):
+        tau = root.next(tau, function(math.log(tau / zero)))
+    assert tau == pytest.approx(zero, rel=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.1, 10.0], ids=str)
+def test_the_central_path_solves_rows_at_any_multiplier(tau):
+    """Zero weights stay the best feasible point for long, which is no reason to give a path up."""
+    problem = make_problem(program("strict"))
+    rows = replace(problem, epsilon=None, regularization=1 / (2 * tau), groups=torch.arange(5))
+    assert bool((solve_interior(rows, 1e-5).found.gap <= 1e-5).all())
