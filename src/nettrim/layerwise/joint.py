@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.program import certify
+from nettrim.layerwise.keeping import feasibility, solve_kept
 from nettrim.layerwise.means import Means
 from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
-from nettrim.layerwise.trim import feasibility, finished, record
+from nettrim.layerwise.trim import finished, record
+from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, Status
 
@@ -135,7 +137,8 @@ def land(task: LayerTask, piece: Piece, priced: Priced | None, shares: Shares, m
         epsilon = torch.where(settled, squares.sqrt(), epsilon)
         initial = initial + min(shares.scale, 1.0) * (priced.weight - initial)  # feasible where dense weights are exact
     own = replace(piece, program=replace(program, epsilon=epsilon, groups=torch.arange(len(squares))))
-    solution = _solve_rows(own, (~settled).nonzero()[:, 0], initial, priced, task.recipe.tolerance, means)
+    moving = (~settled).nonzero()[:, 0]
+    solution = _solve_rows(own, task.layer, moving, initial, priced, task.recipe.tolerance, means)
     return finished(task, [own], [solution], started, (), math.inf, means)
 
 
@@ -198,6 +201,7 @@ def zero_squares(program: Program) -> Tensor:
 
 def _solve_rows(
     piece: Piece,
+    layer: Layer,
     moving: Tensor,
     initial: Tensor,
     priced: Priced | None,
@@ -210,7 +214,7 @@ def _solve_rows(
     if len(moving):
         rows = program.rows(moving)
         warm = None if priced is None else Start(priced.weight[moving], priced.dual[:, moving])
-        part = means.solve(rows, _SHARPER * tolerance, initial[moving], warm)
+        part = solve_kept(means, rows, layer, _SHARPER * tolerance, initial[moving], warm)
         if priced is None and len(moving) == len(program.groups):
             return part
     assert priced is not None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates.program import certify
+from nettrim.layerwise.keeping import feasibility, solve_kept
 from nettrim.layerwise.matrices import augmented, cast_weight, join_parts
 from nettrim.layerwise.means import HERE, Means
 from nettrim.layerwise.measure import measure
@@ -20,8 +21,6 @@ from nettrim.layerwise.task import Backing, LayerOutcome, LayerTask, Piece, Tota
 from nettrim.models.base import Layer
 from nettrim.results import LayerResult
 from nettrim.solvers import Solution
-
-_FEASIBLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # relative excess that rounding a feasible weight may leave
 
 
 def trim_layer(task: LayerTask, means: Means = HERE) -> LayerOutcome:
@@ -133,15 +132,10 @@ def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: 
     )
 
 
-def feasibility(layer: Layer) -> float:
-    """The relative excess over a constraint that rounding a feasible weight to the layer's type may leave."""
-    return _FEASIBLE.get(layer.weight.dtype, _FEASIBLE[torch.float32])
-
-
 def _solve(task: LayerTask, piece: Piece, means: Means) -> Solution:
     feasible = task.kappa == 1.0  # the dense weights are, unless a risk is taken
     initial = piece.dense.to(piece.program.inputs) if feasible else None
-    return means.solve(piece.program, task.recipe.tolerance, initial)
+    return solve_kept(means, piece.program, task.layer, task.recipe.tolerance, initial)
 
 
 def _feasible(solution: Solution) -> bool:
