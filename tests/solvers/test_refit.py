@@ -10,6 +10,9 @@ from nettrim.certificates import certify
 from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
 from nettrim.solvers import refit, solve
+from nettrim.solvers.design import make_design
+from nettrim.solvers.problem import make_problem
+from nettrim.solvers.refit import _Row
 
 
 def layer(scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,3 +110,20 @@ def test_refusals() -> None:
         refit(program, weight, strength=-1.0)
     with pytest.raises(DataError, match="`weight` should be"):
         refit(program, weight.T)
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 16], ids=["held", "streamed"])
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_the_gram_matrix_follows_the_samples_that_count(constraint, memory):
+    """Updated, taken from the complement, or made anew: always that of the present samples."""
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(3000, 9, generator=generator, dtype=torch.float64)
+    program = Program.relu(inputs, (inputs[:, :2] @ torch.ones(2, 1, dtype=torch.float64)).relu(), 0.1, constraint)
+    problem = make_problem(program, make_design(inputs, torch.float64, memory))
+    support = torch.tensor([0, 2, 3, 8])
+    row = _Row(problem, 0, support)
+    mask = torch.zeros(3000, dtype=torch.bool)
+    for share in (0.9, 0.01, 0.02, 0.7, 0.01, 1.0, 0.5):
+        mask = mask ^ (torch.rand(3000, generator=generator) < share)
+        columns = (inputs / problem.design.scale)[mask][:, support] * row.weights[mask].sqrt()[:, None]
+        torch.testing.assert_close(row.count(mask), columns.T @ columns, rtol=1e-10, atol=1e-8)

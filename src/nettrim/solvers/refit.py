@@ -21,6 +21,7 @@ _STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 0.0)  # from strong to weak: each fit start
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
 _HARD_WEIGHT = 1e4  # of a hard sample against a soft one
 _MULTIPLIER_STEPS = 12
+_NEWTON_STEPS = 40
 _FEWEST = 50  # samples under which no part can be held back
 
 
@@ -50,7 +51,10 @@ def refit(
     ridge = torch.full((problem.rows,), strength or 0.0, dtype=torch.float64, device=start.device)
     if strength is None and program.samples >= _FEWEST:
         ridge = _choose_strength(problem, start, seed)
-    fitted = torch.stack([_fit_row(problem, start[row], row, float(ridge[row])) for row in range(problem.rows)])
+    fitted = torch.zeros_like(start)
+    for row in range(problem.rows):
+        fit = _Row(problem, row, start[row].nonzero()[:, 0])
+        fitted[row] = _fit_row(fit, start[row], float(ridge[row]))
     result = (fitted * problem.weight_scale).to(weight)
     return _never_worse(problem, result.to(torch.float64) / problem.weight_scale, start, result, weight)
 
@@ -61,28 +65,40 @@ def fit_support(problem: Problem, start: Tensor, row: int, ridge: float = 0.0) -
     Hard samples weigh a large constant and have their bounds shifted by what is still missing, step after step (the
     method of multipliers), until none is outside.
     """
-    if problem.soft is None:
-        return _fit_row(problem, start, row, ridge)
-    hard, lower, upper = ~problem.soft[row], problem.lower[row], problem.upper[row]
-    point, shift = start, torch.zeros_like(lower)
+    fit = _Row(problem, row, start.nonzero()[:, 0])
+    if fit.hard is None:
+        return _fit_row(fit, start, ridge)
+    point, shift = start, torch.zeros_like(fit.lower)
     for _ in range(_MULTIPLIER_STEPS):
-        point = _fit_row(problem, point, row, ridge, shift=shift, anchor=start)
+        point = _fit_row(fit, point, ridge, shift=shift, anchor=start)
         product = problem.design.forward(point[None])[0]
-        missing = torch.where(hard, product - product.clamp(lower, upper), 0.0)
+        missing = torch.where(fit.hard, product - product.clamp(fit.lower, fit.upper), 0.0)
         if float(missing.abs().max()) <= 1e-11:
             break
         shift = shift + missing
     return point
 
 
-class _Features:
-    """The columns of one row's support: held where there is room, streamed otherwise."""
+class _Row:
+    """One row on its support: the columns, held where there is room and streamed otherwise, and X_S' diag(weights) X_S
+    over the samples that count, which few samples enter or leave from one step, strength or shift to the next."""
 
-    def __init__(self, problem: Problem, support: Tensor) -> None:
+    def __init__(self, problem: Problem, row: int, support: Tensor) -> None:
         self.design, self.support = problem.design, support
+        self.lower, self.upper = problem.lower[row], problem.upper[row]
+        self.points = self.lower == self.upper
+        self.hard = None if problem.soft is None else ~problem.soft[row]
+        self.weights = torch.ones_like(self.lower)
+        self.inward = torch.zeros_like(self.lower)
+        if self.hard is not None:
+            self.weights = torch.where(self.hard, _HARD_WEIGHT, 1.0)
+            self.inward = problem.hard_margin * (self.hard & ~self.points)
+        self.diagonal = self.design.total.diagonal()[support]
         room = self.design.slice_rows * self.design.width
         fits = self.design.wide is not None or self.design.samples * len(support) <= room
         self.columns = self.design.columns(support) if fits else None
+        self.active = torch.zeros_like(self.points)
+        self.gram = self.lower.new_zeros(len(support), len(support))
 
     def product(self, point: Tensor) -> Tensor:
         """X_S u, (samples,)."""
@@ -98,59 +114,55 @@ class _Features:
             return self.columns @ values
         return self.design.back(values[None])[0, self.support]
 
-    def gram(self, samples: Tensor, weights: Tensor) -> Tensor:
-        """X_S' diag(weights) X_S over some samples (index)."""
+    def count(self, active: Tensor) -> Tensor:
+        """X_S' diag(weights) X_S over the samples in the mask `active`."""
+        changed = active != self.active
+        if int(changed.sum()) < int(active.sum()):
+            self.gram = self.gram + self._over(changed & active) - self._over(changed & ~active)
+        elif self.hard is None and 2 * int(active.sum()) > len(active):
+            self.gram = self.design.total[self.support[:, None], self.support] - self._over(~active)
+        else:
+            self.gram = self._over(active)
+        self.active = active
+        return self.gram
+
+    def _over(self, mask: Tensor) -> Tensor:
+        samples = mask.nonzero()[:, 0]
         if self.columns is None:
-            return self.design.gram(samples, self.support, weights=weights)
-        part = self.columns[:, samples] * weights.sqrt()
+            return self.design.gram(samples, self.support, weights=self.weights[samples])
+        part = self.columns[:, samples] * self.weights[samples].sqrt()
         return part @ part.T
 
 
 def _fit_row(
-    problem: Problem,
-    start: Tensor,
-    row: int,
-    ridge: float,
-    *,
-    shift: Tensor | None = None,
-    anchor: Tensor | None = None,
-    max_steps: int = 40,
+    row: _Row, start: Tensor, ridge: float, *, shift: Tensor | None = None, anchor: Tensor | None = None
 ) -> Tensor:
     """One row by Newton; `shift` tightens hard bounds, the ridge pulls towards `anchor` (the start unless given)."""
-    support = (start if anchor is None else anchor).nonzero()[:, 0]
-    if not len(support):
+    if not len(row.support):
         return start.clone()
-    features = _Features(problem, support)
-    lower, upper = problem.lower[row], problem.upper[row]
-    weights = torch.ones_like(lower)
-    if problem.soft is not None:
-        hard = ~problem.soft[row]
-        weights = torch.where(hard, _HARD_WEIGHT, 1.0)
-        inward = problem.hard_margin * (hard & (upper > lower))
-        push = torch.zeros_like(lower) if shift is None else shift
-        upper = upper - inward - push.clamp(min=0)
-        lower = torch.minimum(lower + inward - push.clamp(max=0), upper)
-    u = start[support]
-    anchor = u if anchor is None else anchor[support]
-    scale = ridge * problem.design.total.diagonal()[support]
+    push = torch.zeros_like(row.lower) if shift is None else shift
+    upper = row.upper - row.inward - push.clamp(min=0)
+    lower = torch.minimum(row.lower + row.inward - push.clamp(max=0), upper)
+    u = start[row.support]
+    anchor = u if anchor is None else anchor[row.support]
+    scale = ridge * row.diagonal
 
     def gap_of(point: Tensor) -> Tensor:
-        product = features.product(point)
+        product = row.product(point)
         return product - product.clamp(lower, upper)
 
     def value(point: Tensor, gap: Tensor) -> Tensor:
-        return (weights * gap**2).sum() + (scale * (point - anchor) ** 2).sum()
+        return (row.weights * gap**2).sum() + (scale * (point - anchor) ** 2).sum()
 
     gap = gap_of(u)
     present = value(u, gap)
-    points = lower == upper
-    for _ in range(max_steps):
-        active = ((gap != 0) | points).nonzero()[:, 0]
-        if not len(active):
+    for _ in range(_NEWTON_STEPS):
+        active = (gap != 0) | row.points
+        if not bool(active.any()):
             break
-        gram = features.gram(active, weights[active])
+        gram = row.count(active).clone()
         gram.diagonal().add_(scale + 1e-12 * (float(gram.diagonal().max()) + 1e-300))
-        gradient = features.pull(weights * gap) + scale * (u - anchor)
+        gradient = row.pull(row.weights * gap) + scale * (u - anchor)
         factor, info = torch.linalg.cholesky_ex(gram)
         if int(info):
             break
@@ -171,7 +183,7 @@ def _fit_row(
         if settled:
             break
     fitted = torch.zeros_like(start)
-    fitted[support] = u
+    fitted[row.support] = u
     return fitted
 
 
@@ -183,10 +195,10 @@ def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
     held_part, used_part = problem.restrict(held), problem.restrict(used)
     chosen = torch.zeros(problem.rows, dtype=torch.float64, device=start.device)
     for row in range(problem.rows):
-        u, least = start[row], torch.inf
+        u, least, fit = start[row], torch.inf, _Row(used_part, row, start[row].nonzero()[:, 0])
         lower, upper = held_part.lower[row], held_part.upper[row]
         for strength in _STRENGTHS:
-            u = _fit_row(used_part, u, row, strength, anchor=start[row])
+            u = _fit_row(fit, u, strength, anchor=start[row])
             product = held_part.design.forward(u[None])[0]
             error = float(((product - product.clamp(lower, upper)) ** 2).sum())
             if error > least:
