@@ -19,6 +19,7 @@ from nettrim.solvers.polish import Guess, Polished, binding, judge, polish
 from nettrim.solvers.problem import Problem
 
 _ROUNDS = 14  # values of tau that are tried
+_BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
 _STEPS = 20  # of a polish, whose guess may be far
 _APART = 8.0  # the most that tau changes between two rounds
@@ -34,8 +35,9 @@ def solve_apart(problem: Problem, guess: Guess, tolerance: float) -> tuple[Polis
     """
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
-    root, gemms, found = _Root(), 0.0, None
+    root, gemms, found, stale = _Root(), 0.0, None, 0
     for number in range(_ROUNDS):
+        before = torch.inf if found is None else float(found.gap)
         solved = _rows(problem, guess, tolerance)
         guess, gemms = solved.guess, gemms + solved.gemms
         found = _better(found, _judged(problem, guess))
@@ -48,6 +50,9 @@ def solve_apart(problem: Problem, guess: Guess, tolerance: float) -> tuple[Polis
             found = _better(found, landed)
             if bool(found.gap <= _ENOUGH * tolerance):
                 break
+        stale = 0 if float(found.gap) < _BETTER * before else stale + 1
+        if stale == _STALE:
+            break
         guess = replace(guess, tau=torch.full_like(guess.tau, tau))
     assert found is not None
     return found, gemms
