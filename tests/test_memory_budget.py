@@ -29,7 +29,7 @@ def status(name):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
-def dense(self, program, tolerance, initial):
+def dense(self, program, tolerance, initial, warm=None):
     dual = torch.zeros_like(program.upper)
     return Solution(initial, dual, (Status.DENSE,) * len(initial), certify(program, initial, dual))
 
