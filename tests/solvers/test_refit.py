@@ -121,7 +121,7 @@ def test_the_gram_matrix_follows_the_samples_that_count(constraint, memory):
     program = Program.relu(inputs, (inputs[:, :2] @ torch.ones(2, 1, dtype=torch.float64)).relu(), 0.1, constraint)
     problem = make_problem(program, make_design(inputs, torch.float64, memory))
     support = torch.tensor([0, 2, 3, 8])
-    row = _Row(problem, 0, support)
+    row = _Row(problem, 0, torch.zeros(9, dtype=torch.float64).index_fill(0, support, 1.0))
     mask = torch.zeros(3000, dtype=torch.bool)
     for share in (0.9, 0.01, 0.02, 0.7, 0.01, 1.0, 0.5):
         mask = mask ^ (torch.rand(3000, generator=generator) < share)

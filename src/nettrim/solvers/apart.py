@@ -15,16 +15,14 @@ import torch
 
 from nettrim.programs.penalties import L1
 from nettrim.solvers.interior import solve_interior
-from nettrim.solvers.polish import Guess, Polished, binding, judge, polish
+from nettrim.solvers.polish import AIM, FAR_STEPS, Guess, Polished, binding, judge, polish
 from nettrim.solvers.problem import Problem
 
 _ROUNDS = 14  # values of tau that are tried
 _BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
-_STEPS = 20  # of a polish, whose guess may be far
 _APART = 8.0  # the most that tau changes between two rounds
-_ENOUGH = 0.5  # share of the tolerance at which the group is done
-_FINE = 0.1  # likewise a row, at one tau
+_FINE = 0.1  # share of the tolerance at which a row is done, at one tau
 _INSIDE = 4.0  # margins inside the budget at which the root is looked for
 
 
@@ -41,14 +39,14 @@ def solve_apart(problem: Problem, guess: Guess, tolerance: float) -> tuple[Polis
         solved = _rows(problem, guess, tolerance)
         guess, gemms = solved.guess, gemms + solved.gemms
         found = _better(found, _judged(problem, guess))
-        if bool(found.gap <= _ENOUGH * tolerance) or not solved.all:
+        if bool(found.gap <= AIM * tolerance) or not solved.all:
             break
         tau = root.next(float(guess.tau[0]), math.log(max(solved.square, 1e-300) / aim**2))
         if number < _POLISHED:
-            landed = polish(problem, guess, tolerance, max_steps=_STEPS)
+            landed = polish(problem, guess, tolerance, max_steps=FAR_STEPS)
             gemms += 4.0 * landed.steps
             found = _better(found, landed)
-            if bool(found.gap <= _ENOUGH * tolerance):
+            if bool(found.gap <= AIM * tolerance):
                 break
         stale = 0 if float(found.gap) < _BETTER * before else stale + 1
         if stale == _STALE:
@@ -106,7 +104,7 @@ def _rows(problem: Problem, guess: Guess, tolerance: float) -> _Rows:
         groups=torch.arange(count, device=problem.groups.device),
     )
     start = replace(guess, tau=guess.tau.expand(count))
-    found = polish(alone, start, tolerance, max_steps=_STEPS)
+    found = polish(alone, start, tolerance, max_steps=FAR_STEPS)
     weight, dual, gemms = found.weight.clone(), found.dual.clone(), 4.0 * found.steps
     solved = True
     missed = (found.gap > _FINE * tolerance).nonzero()[:, 0]

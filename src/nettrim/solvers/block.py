@@ -16,7 +16,7 @@ from nettrim.solvers.finish import Ending
 from nettrim.solvers.interior import Central, crossover, solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
-from nettrim.solvers.polish import Guess, Polished, binding, polish, relative_gap
+from nettrim.solvers.polish import AIM, FAR_STEPS, Guess, Polished, binding, polish, relative_gap
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import is_feasible, make_feasible, repair
 
@@ -28,10 +28,8 @@ _DOUBT = 3  # the check from which a group without any feasible point is tested 
 _INTERIOR_CHECKS = 1  # checks after which groups still open leave ADMM for the interior-point method
 _EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-programming solver
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
-_WARM_STEPS = 20  # of the polish from a guess made elsewhere, which may be far
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
 _PRESSED = 1e-2  # of a row's largest multiplier: smaller ones of ADMM's are noise
-_AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class _Block:
 
     def start_from(self, guess: Guess) -> float:
         """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
-        found = polish(self.problem, guess, self.tolerance, max_steps=_WARM_STEPS)
+        found = polish(self.problem, guess, self.tolerance, max_steps=FAR_STEPS)
         self._see(guess, found)
         self._keep(found, self.rows, self.groups)
         self._close()
@@ -145,7 +143,7 @@ class _Block:
         self.bound[groups[tighter]] = found.bound[tighter]
 
     def _close(self) -> None:
-        self.open &= relative_gap(self.objective, self.bound).cpu() > _AIM * self.tolerance
+        self.open &= relative_gap(self.objective, self.bound).cpu() > AIM * self.tolerance
 
     def follow_path(self) -> float:
         """Give the open groups of an l1 problem to the interior-point method, once, and land on the vertex it shows.
@@ -155,12 +153,13 @@ class _Block:
         wanted = self.open & ~self.followed
         if self.problem.epsilon is not None:
             wanted &= self.problem.epsilon.cpu() > 0
-        if not isinstance(self.problem.penalty, L1) or not bool(wanted.any()):
+        if self.seen is None or not bool(wanted.any()):
             return 0.0
         self.followed |= wanted
         rows, groups = wanted[self.problem.groups.cpu()].nonzero()[:, 0], wanted.nonzero()[:, 0]
         problem = self.problem.select(rows.to(self.problem.groups.device))
-        central = solve_interior(problem, self.tolerance, self._seen(rows).u)
+        near = self.seen.u[torch.searchsorted(self.rows, rows)]
+        central = solve_interior(problem, self.tolerance, near)
         found, guess = central.found, central.guess
         self._keep(found, rows, groups)
         self._close()
@@ -198,7 +197,7 @@ class _Block:
         vertex = polish(part, near, self.tolerance, max_steps=_LANDING_STEPS)
         block_groups = groups[wanted]
         bound = torch.maximum(vertex.bound, self.bound[block_groups])
-        limit = bound / (1 - _AIM * self.tolerance)
+        limit = bound / (1 - AIM * self.tolerance)
         weight, objective = vertex.weight.clone(), vertex.objective.clone()
         for index in (objective > limit).nonzero()[:, 0].tolist():  # the polish found no vertex
             place = (part.groups == index).nonzero()[:, 0]
@@ -219,13 +218,12 @@ class _Block:
         """Remember where a polish began, and the tau at which it ended."""
         self.seen = guess if found.tau is None else replace(guess, tau=found.tau)
 
-    def _seen(self, rows: Tensor, group: int | None = None) -> Guess:
-        """What was remembered of some rows of the block; all groups' tau, or that of one."""
+    def _seen(self, rows: Tensor, group: int) -> Guess:
+        """What was remembered of a group of the block, whose rows are given."""
         assert self.seen is not None
         seen, local = self.seen, torch.searchsorted(self.rows, rows)
         pressed = None if seen.binding is None else seen.binding[local]
-        tau = seen.tau if group is None else seen.tau[(self.groups == group).to(seen.tau.device)]
-        return Guess(seen.u[local], seen.dual[local], pressed, tau)
+        return Guess(seen.u[local], seen.dual[local], pressed, seen.tau[(self.groups == group).to(seen.tau.device)])
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""

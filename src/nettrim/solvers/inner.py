@@ -14,7 +14,7 @@ _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: 
 _HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
-_CAUTION = 30  # passes after which only the worst feature enters
+_CAUTION = 30  # passes after which only the worst feature enters, and one hard sample joins or leaves
 
 
 class RowModel:
@@ -195,9 +195,10 @@ class RowModel:
         outside = torch.where(self.held, 0.0, (self.around.T @ self.v - self.edge) * self.pull - self.margin)
         count = max(1, int(_JOINING * len(self.support)))
         leaving = wrong > 0
-        if cautious:
-            leaving &= wrong == wrong.max() if len(wrong) else leaving
-            count = 0 if bool(leaving.any()) else 1
+        if cautious and bool(leaving.any()):
+            leaving, count = wrong == wrong.max(), 0
+        elif cautious:
+            count = 1
         joining = outside.topk(min(count, len(outside)))
         held = self.held.index_fill(0, joining.indices[joining.values > 0], True)
         held[self.held.nonzero()[leaving, 0]] = False

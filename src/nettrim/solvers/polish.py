@@ -24,6 +24,8 @@ from nettrim.programs.penalties import L1
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
+AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
+FAR_STEPS = 20  # of a polish from a guess made elsewhere, which may be far
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint

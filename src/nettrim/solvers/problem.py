@@ -112,12 +112,13 @@ class Problem:
 def make_problem(program: Program, design: Design | None = None) -> Problem:
     """Scale and transpose a program; without a `design` its large products are in the inputs' precision."""
     design = design or make_design(program.inputs, program.inputs.dtype)
-    whole = power_of_two(max(largest(program.lower), largest(program.upper)))
+    size = max(largest(program.lower), largest(program.upper))
+    whole = power_of_two(size)
     groups = program.groups.to(program.inputs.device)
     lower, upper = (bounds.T.to(torch.float64).contiguous() for bounds in (program.lower, program.upper))
     scale = _response_scale(program, lower, upper, whole)
     lower, upper = lower / scale, upper / scale
-    exact = _exact(program).to(lower.device)
+    exact = _exact(program, size).to(lower.device)
     if program.inputs.dtype == torch.float32 and bool(exact.any()):
         # float32 responses are known to rounding only: asking for them exactly would be infeasible
         slack = torch.where(exact[:, None], ROUNDING * whole / scale, 0.0)
@@ -126,16 +127,12 @@ def make_problem(program: Program, design: Design | None = None) -> Problem:
     regularization = program.regularization
     if regularization is not None:
         regularization *= whole**2 / factor
-    epsilon = None
-    if program.epsilon is not None:
-        own = scale.new_ones(program.group_count).scatter(0, groups, scale[:, 0])
-        epsilon = _epsilon(program, own)
     return Problem(
         design=design,
         lower=lower,
         upper=upper,
-        soft=_soft(program, lower, upper),
-        epsilon=epsilon,
+        soft=_soft(program, lower, exact),
+        epsilon=_epsilon(program, scale, groups, exact),
         regularization=regularization,
         groups=groups,
         penalty=program.penalty.to(lower.new_zeros(())).rescaled(factor),
@@ -155,17 +152,16 @@ def _response_scale(program: Program, lower: Tensor, upper: Tensor, whole: float
     return torch.where(sizes > 0, torch.exp2(torch.log2(sizes).ceil()), scale)
 
 
-def _exact(program: Program) -> Tensor:
-    """Mask of the rows whose budget is zero to rounding, (rows,)."""
+def _exact(program: Program, size: float) -> Tensor:
+    """Mask of the rows whose budget is zero to rounding beside bounds of `size`, (rows,)."""
     if program.epsilon is None:
         return torch.zeros(program.shape[0], dtype=torch.bool)
-    reach = max(largest(program.lower), largest(program.upper)) * program.samples**0.5
+    reach = size * program.samples**0.5
     return (program.epsilon.cpu() <= _NOTHING * reach)[program.groups.cpu()]
 
 
-def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
-    """Which entries count in the ball; in a row with epsilon zero none do, each must be met exactly."""
-    exact = _exact(program)
+def _soft(program: Program, lower: Tensor, exact: Tensor) -> Tensor | None:
+    """Which entries count in the ball; in the rows `exact` (mask) none do, each must be met exactly."""
     if program.constraint == "distance" and not bool(exact.any()):
         return None
     soft = (
@@ -173,12 +169,15 @@ def _soft(program: Program, lower: Tensor, upper: Tensor) -> Tensor | None:
         if program.constraint == "strict"
         else torch.ones_like(lower, dtype=torch.bool)
     )
-    return soft & ~exact.to(soft.device)[:, None]
+    return soft & ~exact[:, None]
 
 
-def _epsilon(program: Program, scale: Tensor) -> Tensor:
-    """The budgets over their groups' scale (groups,), zero where they are zero to rounding."""
-    assert program.epsilon is not None
-    exact = torch.zeros_like(program.epsilon, dtype=torch.bool)
-    exact[program.groups.cpu()[_exact(program)]] = True
-    return torch.where(exact.to(scale.device), 0.0, program.epsilon.to(scale.device) / scale)
+def _epsilon(program: Program, scale: Tensor, groups: Tensor, exact: Tensor) -> Tensor | None:
+    """The budgets over the scale (rows, 1) of their groups, zero where they are of rows in the mask `exact`."""
+    if program.epsilon is None:
+        return None
+    budgets = program.epsilon.to(scale.device)
+    own = scale.new_ones(program.group_count).scatter(0, groups, scale[:, 0])
+    nothing = torch.zeros_like(budgets, dtype=torch.bool)
+    nothing[groups[exact]] = True
+    return torch.where(nothing, 0.0, budgets / own)

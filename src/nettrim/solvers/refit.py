@@ -53,8 +53,7 @@ def refit(
         ridge = _choose_strength(problem, start, seed)
     fitted = torch.zeros_like(start)
     for row in range(problem.rows):
-        fit = _Row(problem, row, start[row].nonzero()[:, 0])
-        fitted[row] = _fit_row(fit, start[row], float(ridge[row]))
+        fitted[row] = _fit_row(_Row(problem, row, start[row]), start[row], float(ridge[row]))
     result = (fitted * problem.weight_scale).to(weight)
     return _never_worse(problem, result.to(torch.float64) / problem.weight_scale, start, result, weight)
 
@@ -65,7 +64,7 @@ def fit_support(problem: Problem, start: Tensor, row: int, ridge: float = 0.0) -
     Hard samples weigh a large constant and have their bounds shifted by what is still missing, step after step (the
     method of multipliers), until none is outside.
     """
-    fit = _Row(problem, row, start.nonzero()[:, 0])
+    fit = _Row(problem, row, start)
     if fit.hard is None:
         return _fit_row(fit, start, ridge)
     point, shift = start, torch.zeros_like(fit.lower)
@@ -83,7 +82,9 @@ class _Row:
     """One row on its support: the columns, held where there is room and streamed otherwise, and X_S' diag(weights) X_S
     over the samples that count, which few samples enter or leave from one step, strength or shift to the next."""
 
-    def __init__(self, problem: Problem, row: int, support: Tensor) -> None:
+    def __init__(self, problem: Problem, row: int, start: Tensor) -> None:
+        """`start` (in,) are weights with the row's support."""
+        support = start.nonzero()[:, 0]
         self.design, self.support = problem.design, support
         self.lower, self.upper = problem.lower[row], problem.upper[row]
         self.points = self.lower == self.upper
@@ -195,7 +196,7 @@ def _choose_strength(problem: Problem, start: Tensor, seed: int) -> Tensor:
     held_part, used_part = problem.restrict(held), problem.restrict(used)
     chosen = torch.zeros(problem.rows, dtype=torch.float64, device=start.device)
     for row in range(problem.rows):
-        u, least, fit = start[row], torch.inf, _Row(used_part, row, start[row].nonzero()[:, 0])
+        u, least, fit = start[row], torch.inf, _Row(used_part, row, start[row])
         lower, upper = held_part.lower[row], held_part.upper[row]
         for strength in _STRENGTHS:
             u = _fit_row(fit, u, strength, anchor=start[row])
