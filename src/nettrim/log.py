@@ -33,3 +33,25 @@ class Log:
                 os.close(handle)
         except OSError:
             return
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes; 0 where there is none."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+
+class Silence:
+    """How long nobody has written to a log: a sign that nobody who does is alive."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._size, self._since = log, log.size, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since this object was made, or since it was last asked and the log had grown."""
+        if (size := self._log.size) != self._size:
+            self._size, self._since = size, time.monotonic()
+        return time.monotonic() - self._since

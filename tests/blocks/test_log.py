@@ -2,16 +2,17 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import nettrim
-from nettrim.blocks import split
+from nettrim.blocks import run, split
 from nettrim.checkpoint import Checkpoint
-from nettrim.executors.local import LocalExecutor
-from nettrim.log import LOG
+from nettrim.executors import LocalExecutor, Shard, Unfinished
+from nettrim.log import LOG, Log
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +64,24 @@ def test_a_kill_beside_a_save_leaves_no_unit_without_a_line(tmp_path, monkeypatc
         resumed = units(folder, budget)
         assert set(resumed) == set(whole)
         assert resumed.total() <= whole.total() + 1
+
+
+@pytest.mark.parametrize("signs", [0, 1, 5])
+def test_a_share_waits_as_long_as_another_one_writes_to_the_log(tmp_path, monkeypatch, signs):
+    """Though none of the blocks that are missing is finished meanwhile; the hours pass in no time."""
+    now, sleeps = 0.0, 0
+
+    def sleep(seconds):
+        nonlocal now, sleeps
+        now, sleeps = now + 0.9 * 3600, sleeps + 1
+        if sleeps <= signs:
+            Log(tmp_path / LOG).write({"layer": "another", "part": 1})
+
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=lambda: now)
+    monkeypatch.setattr(run, "time", clock)
+    monkeypatch.setattr("nettrim.log.time", clock)
+    model = nn.Sequential(nn.Linear(6, 17), nn.ReLU(), nn.Linear(17, 3))
+    options = {"executor": Shard(2, 2, wait=3600, executor=LocalExecutor(1)), "checkpoint": tmp_path}
+    with pytest.raises(Unfinished):
+        nettrim.trim(model, torch.randn(40, 6), epsilon=0.2, budget="neuron", progress=False, **options)
+    assert sleeps == signs + 2

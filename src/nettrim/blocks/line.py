@@ -20,6 +20,7 @@ from nettrim.blocks.work import Done, Sample, Step, worker
 from nettrim.executors.base import Executor, Held
 from nettrim.executors.shard import Shard
 from nettrim.layerwise import Answer, LayerOutcome, LayerTask, Piece, make_pieces
+from nettrim.log import Silence
 
 _POLL = 0.5  # seconds between looks for the files of other shares
 _WAITING = 2  # layers that may wait for other shares while one more is opened
@@ -42,6 +43,10 @@ class Keeper(Protocol):
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Write a line of the log."""
+        ...
+
+    def silence(self) -> Silence:
+        """How long no share has written a line, from now on."""
         ...
 
 
@@ -129,21 +134,22 @@ class Line:
     def wait(self) -> bool:
         """After the queue ran dry, wait for news of other shares; whether there may be more to do here.
 
-        Where none comes in time, this process solves what is missing of blocks that it leads, and leaves the others.
+        Where none comes in time, this process solves what is missing of blocks that it leads; where no share, in
+        particular none that leads, has finished anything for twice that time, it leaves the others.
         """
         if not self._opened:
             return False
         if not isinstance(self._executor, Shard):
             return True  # an executor that did not ask again
-        began, patience = time.monotonic(), self._executor.wait
+        began, patience, silence = time.monotonic(), self._executor.wait, self._keeper.silence()
         while not self._look():
-            waited = time.monotonic() - began
-            if waited >= patience and self._take_over():
+            if time.monotonic() - began >= patience and self._take_over():
                 break
-            if waited >= 2 * patience:  # who leads gets the time to take over
+            left = 2 * patience - silence.seconds  # who leads gets the time to take over
+            if left <= 0:
                 self._give_up()
                 break
-            time.sleep(min(_POLL, 2 * patience - waited))
+            time.sleep(min(_POLL, left))
         return True
 
     def _next(self) -> tuple[_Ticket, Part | Sample | Step] | None:

@@ -19,7 +19,7 @@ from nettrim.checkpoint import Checkpoint
 from nettrim.executors.base import Executor
 from nettrim.executors.shard import Shard, Unfinished
 from nettrim.layerwise import LayerOutcome, LayerTask
-from nettrim.log import LOG, Log
+from nettrim.log import LOG, Log, Silence
 from nettrim.models.base import Layer
 from nettrim.recipe import Recipe
 
@@ -111,6 +111,11 @@ class Blocks:
         if self.store is not None:
             Log(self.store.directory / LOG).write(line)
 
+    def silence(self) -> Silence:
+        """How long no share has written a line, from now on. Shares have a checkpoint."""
+        assert self.store is not None
+        return Silence(Log(self.store.directory / LOG))
+
     def _results(self, line: Line, alone: bool) -> Iterator[tuple[int, Any]]:
         """The queue through the executor; a layer alone that cannot be cut gets all that the executor has."""
         function = partial(_do, self.work)
@@ -134,25 +139,25 @@ class Blocks:
 
     def _others(self, away: list[Desk]) -> Iterator[LayerOutcome]:
         """Layers with blocks of other shares, as their files appear."""
-        wait = self.executor.wait if isinstance(self.executor, Shard) else 0.0
-        limit = time.monotonic() + wait
+        if not away:
+            return
+        assert isinstance(self.executor, Shard)
+        silence = self.silence()
         while away:
+            left = self.executor.wait - silence.seconds  # before the look: what is written before its line counts
             for desk in list(away):
-                before = len(desk.missing)
                 self.look(desk)
-                if len(desk.missing) < before:
-                    limit = time.monotonic() + wait
                 if not desk.missing:
                     away.remove(desk)
                     yield self._together(desk)
-            if away and time.monotonic() >= limit:
+            if away and left <= 0:
                 missing = [desk.unit(number) for desk in away for number in desk.missing]
                 raise Unfinished(
                     f"This share is done; {len(missing)} blocks of other shares are missing, the first {missing[0]!r}. "
                     "When they are finished, run the same trim once more without a share to put all together."
                 )
             if away:
-                time.sleep(min(_POLL, max(0.0, limit - time.monotonic())))
+                time.sleep(min(_POLL, left))
 
 
 def _do(work: Trimmer, item: Part | Sample | Step) -> Any:

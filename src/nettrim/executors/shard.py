@@ -29,7 +29,8 @@ class Shard:
     of a layer before it goes on to the next: let shares that run at the same time wait, or run the array once a layer.
 
     Shares that wait solve the parts of a joint budget together; one of them leads, and solves what others have not
-    brought after `wait` seconds, for which they wait as long again. Without a `wait` it solves all parts itself.
+    brought after `wait` seconds. They wait until no share has finished anything for twice that time. Without a `wait`
+    it solves all parts itself.
     """
 
     def __init__(
