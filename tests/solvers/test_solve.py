@@ -11,6 +11,7 @@ from torch import Tensor
 from nettrim.certificates import certify
 from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
+from nettrim.programs.penalties import L1
 from nettrim.solvers import Hybrid, Status, solve
 
 
@@ -166,3 +167,16 @@ def test_not_a_program() -> None:
         solve(torch.zeros(2, 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`max_iterations` should be"):
         Hybrid(max_iterations=0)
+
+
+def test_given_weights_that_meet_an_exact_constraint_are_kept_where_none_are_better() -> None:
+    """A neuron that is dead but for its bias: the linear program finds the bias to its own tolerance only."""
+    inputs = torch.cat([torch.randn(200, 20), torch.ones(200, 1)], dim=1)
+    dense = torch.zeros(1, 21)
+    dense[0, -1] = 0.7267
+    free_bias = L1(torch.cat([torch.ones(20), torch.zeros(1)]))
+    program = Program.relu(inputs, (inputs @ dense.T).relu(), 0.0, penalty=free_bias)
+    solution = solve(program, initial=dense)
+    assert solution.certified
+    assert solution.certificate.violation == 0
+    assert torch.equal(solution.weight, dense)

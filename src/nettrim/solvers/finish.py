@@ -44,14 +44,17 @@ def finish(
     certificate = certify(program, cast_weight, cast_dual)
     allowed = _allowed_violation(program, cast_weight)
     fallback = torch.zeros(program.shape[0], dtype=torch.bool)
-    over = certificate.group_violation.cpu() > allowed
+    over = certificate.group_violation.cpu() > _FEASIBLE
     if initial is not None and bool(over.any()):
         refused = torch.tensor([end is Ending.INFEASIBLE for end in ending])
-        bad = over[program.groups] & ~refused
-        trial = torch.where(bad.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
-        retry = certify(program, trial, cast_dual)
-        if retry.violation < certificate.violation:
-            cast_weight, certificate, fallback = trial, retry, bad
+        given = certify(program, initial.to(cast_weight), cast_dual)
+        # where only rounding breaks the constraint, the given weights have to be as good, too
+        as_good = given.group_objective <= certificate.group_objective * (1 + tolerance)
+        over &= (certificate.group_violation.cpu() > allowed) | as_good.cpu()
+        over &= (given.group_violation < certificate.group_violation).cpu()
+        fallback = over[program.groups] & ~refused
+        cast_weight = torch.where(fallback.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
+        certificate = certify(program, cast_weight, cast_dual)
     status = []
     for row, group in enumerate(program.groups.tolist()):
         gap = certificate.gap if program.penalty.couples_rows else float(certificate.group_gap[group])

@@ -35,7 +35,7 @@ class RowModel:
         self.free = self.active
         self.constant = 0.0
         self.tiny = 0.0  # weights below are zero to rounding
-        self.dirty = True
+        self.dirty = self.rough = True
         self.hopeless = False  # more bounds bind than weights could meet: not a vertex that this method finds
 
     def update(self, wanted: Tensor, active: Tensor) -> None:
@@ -44,20 +44,21 @@ class RowModel:
         count = int(active.sum())
         fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
         picked = (active if fewer else ~active).nonzero()[:, 0]
-        if len(self.features) and len(changed) < len(picked):
+        rough = count > len(wanted)  # else the support may be as large as the rank, where rounding decides
+        if len(self.features) and len(changed) < len(picked) and rough == self.rough:
             sign = torch.where(active[changed], 1.0, -1.0)
-            self.gram = self.gram + self.design.gram(changed, self.features, weights=sign, rough=True)
+            self.gram = self.gram + self.design.gram(changed, self.features, weights=sign, rough=rough)
         else:
             self.features = self.features[:0]
             self.gram = self.gram[:0, :0]
-        self.active = active
+        self.active, self.rough, self.count = active, rough, count
         known = torch.zeros_like(wanted)
         known[self.features] = True
         added = (wanted & ~known).nonzero()[:, 0]
         if not len(added):
             return
         features = torch.cat([self.features, added])
-        cross = self.design.gram(picked, features, first=len(self.features), rough=True)
+        cross = self.design.gram(picked, features, first=len(self.features), rough=rough)
         if not fewer:
             cross = self.design.total[features[:, None], added] - cross
         size = len(features)
@@ -162,6 +163,11 @@ class RowModel:
         self.nu0, self.nu1 = solution[size:, 0], solution[size:, 1]
         return solution[:size]
 
+    @property
+    def beyond(self) -> bool:
+        """Whether the support is larger than that of any vertex without hard samples: the passes are lost."""
+        return len(self.support) > self.count + int(self.free.sum()) + 1
+
     def take(self, tau: float) -> None:
         """The point and the hard multipliers at tau."""
         self.v = self.v0 - tau * self.v1
@@ -211,16 +217,19 @@ class RowModel:
         self.dirty = True
 
 
-def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> None:
-    """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes."""
+def solve_passes(
+    problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor
+) -> list[int]:
+    """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes.
+
+    Returns the rows of the groups that did not settle.
+    """
     groups = problem.groups.tolist()
+    apart = one_by_one(problem)
     halved: Counter[int] = Counter()
+    lost: set[int] = set()
+    tried = rows
     for number in range(_PASSES):
-        lost = {groups[row] for row in rows if models[row].hopeless}
-        if lost:
-            rows = [row for row in rows if groups[row] not in lost]
-        if not rows:
-            return
         for row in rows:
             if models[row].dirty:
                 models[row].solve()
@@ -234,12 +243,24 @@ def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, row
                 halved[group] += 1
                 tau[group] *= 0.5
                 open_groups.add(group)
-        rows = [row for row in rows if groups[row] in open_groups]
+        lost |= {groups[row] for row in rows if models[row].hopeless or (apart[row] and models[row].beyond)}
+        rows = [row for row in rows if groups[row] in open_groups - lost]
         if not rows:
-            return
+            break
     for row in rows:  # out of passes: the last point stands, with the signs it has
+        lost.add(groups[row])
         if models[row].dirty:
             models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
+    return [row for row in tried if groups[row] in lost]
+
+
+def one_by_one(problem: Problem) -> list[bool]:
+    """Which rows have a tau of their own and no hard samples."""
+    if problem.soft is not None:
+        return [False] * problem.rows
+    if problem.regularization is not None:
+        return [True] * problem.rows
+    return (torch.bincount(problem.groups)[problem.groups] == 1).tolist()
 
 
 def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:

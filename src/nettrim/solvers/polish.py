@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
-from nettrim.solvers.inner import RowModel, solve_passes
+from nettrim.solvers.homotopy import solve_row
+from nettrim.solvers.inner import RowModel, one_by_one, solve_passes
 from nettrim.solvers.problem import Problem
 
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
@@ -31,6 +32,8 @@ _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
 _AROUND = 2  # hard samples besides those that bind, per feature of the working set, that inner passes watch
 _SETTLED = 0.1  # share of the tolerance at which a group whose signs stay may stop
+_UPHILL = 1e-9  # relative: what rounding adds
+_SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
 
@@ -122,15 +125,17 @@ def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10
     while steps < max_steps:
         steps += 1
         rows = live[problem.groups].nonzero()[:, 0].tolist()
-        before = state.signs.clone()
+        before, u_before, z_before = state.signs.clone(), state.u[rows], state.z[rows]
         for row in rows:
             _refresh(problem, state, costs, free, gradient[row], float((soft[row] ** 2).sum()), t[row], row)
-        solve_passes(problem, state.models, state.tau, rows, margin)
+        _solve_inner(problem, state, rows, margin)
         hopeless = problem.groups[[row for row in rows if state.models[row].hopeless]]
         live[hopeless] = False
         for row in rows:
             _take(problem, state, row)
         state.z[rows] = problem.design.forward(state.u[rows])
+        if problem.soft is None:
+            _shorten(problem, state, rows, u_before, z_before, costs)
         soft, _ = problem.distance(state.z)
         exact = problem.group_sum((soft**2).sum(dim=1))
         seen[rows] = problem.design.forward(problem.cast(state.u[rows]))
@@ -192,6 +197,58 @@ def _refresh(
         margin = problem.hard_margin * max(1.0, float(state.u[row].norm()))
         inside = margin * (lower != upper)
         model.bind(near, held[near], torch.where(top, upper - inside, lower + inside), pull, margin)
+
+
+def _solve_inner(problem: Problem, state: _State, rows: list[int], margin: Tensor) -> None:
+    """Inner passes; rows whose supports do not settle are solved once more from where they were, change by change."""
+    before = state.tau.tolist()
+    left = solve_passes(problem, state.models, state.tau, rows, margin)
+    apart = one_by_one(problem)
+    for row in left:
+        if not apart[row]:
+            continue
+        model, group = state.models[row], int(problem.groups[row])
+        passed = model.v, model.signs
+        lost = model.hopeless or model.beyond
+        square = None
+        if problem.epsilon is not None:
+            square = float((problem.epsilon[group] * (1 - margin[group])) ** 2)
+        model.hopeless = False
+        tau = solve_row(model, state.u[row, model.features], before[group], square)
+        if tau is not None:
+            state.tau[group] = tau
+        else:
+            model.hopeless = lost
+            model.v, model.signs = passed
+
+
+def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Tensor, costs: Tensor) -> None:
+    """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill.
+
+    Other samples count at its end than in the quadratic, so half the squared distance plus tau |u| may grow; from the
+    start towards the minimum of the quadratic it falls at first.
+    """
+    where = torch.tensor(rows, device=u.device)
+    tau = state.tau[problem.groups[where]]
+    lower, upper, cost = problem.lower[where], problem.upper[where], costs[where]
+
+    def value(share: float) -> Tensor:
+        point, response = torch.lerp(u, state.u[where], share), torch.lerp(z, state.z[where], share)
+        outside = response - torch.minimum(torch.maximum(response, lower), upper)
+        return 0.5 * (outside**2).sum(dim=1) + tau * torch.where(point == 0, 0.0, point.abs() * cost).sum(dim=1)
+
+    best = value(1.0)
+    uphill = best > value(0.0) * (1 + _UPHILL)
+    if not bool(uphill.any()):
+        return
+    best, share = torch.where(uphill, torch.inf, best), torch.ones_like(best)
+    for part in _SHARES:
+        there = value(part)
+        share, best = torch.where(there < best, part, share), torch.minimum(there, best)
+    rows_up, share = where[uphill], share[uphill, None]
+    state.u[rows_up] = torch.lerp(u[uphill], state.u[rows_up], share)
+    state.z[rows_up] = torch.lerp(z[uphill], state.z[rows_up], share)
+    state.signs[rows_up] = torch.where(cost[uphill] == 0, 0.0, state.u[rows_up].sign())
 
 
 def _take(problem: Problem, state: _State, row: int) -> None:

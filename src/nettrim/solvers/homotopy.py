@@ -1,0 +1,106 @@
+"""A row's lasso where the primal-dual active set does not settle: one change of the support at a time, never uphill.
+
+With the quadratic |X_A u - b|^2 of one row fixed (see `polish`), the weights at a given tau are found by the primal
+active-set method: go towards the minimum on the present support, stop at the first weight that reaches zero and drop
+it; at the minimum let the worst feature in. The objective falls in every step, so no support comes back. From there
+tau is led to the value that meets epsilon along the weights' path, which is piecewise linear in tau: it bends where a
+weight reaches zero or a feature its limit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nettrim.solvers.inner import RowModel
+
+_CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
+_EQUAL = 1e-9  # relative: limits and breaks that count as the same
+
+
+def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) -> float | None:
+    """Solve the lasso of `model` from the weights `start` at `tau`, then at the tau where the squared distance is
+    `square` (None: stay there). Returns that tau, or None where there is none or too many changes are needed.
+
+    The model has no hard samples. Its Gram matrix should be exact where few samples count: supports are then as large
+    as its rank.
+    """
+    model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
+    if not _descend(model, tau):
+        return None
+    return tau if square is None else _follow(model, tau, square)
+
+
+def _descend(model: RowModel, tau: float) -> bool:
+    """The weights at tau; False where they are not found."""
+    v = model.v
+    for _ in range(_CHANGES):
+        model.solve()
+        if model.hopeless:
+            return False
+        target = model.v0 - tau * model.v1
+        step = target - v
+        crossing = torch.where(target * model.signs < 0, (v / -step).clamp(min=0), torch.inf)
+        least, place = crossing.min(dim=0)
+        if float(least) <= 1:
+            v = v + float(least) * step
+            v[place] = 0.0
+            model.signs = model.signs.index_fill(0, place, 0.0)
+            continue
+        v = target
+        q = model.q0 + tau * model.q1
+        excess = torch.where((model.signs == 0) & ~model.free, q.abs() - tau * model.costs * (1 + _EQUAL), -1.0)
+        most, place = excess.max(dim=0)
+        if float(most) <= 0:
+            model.take(tau)
+            return True
+        model.signs = model.signs.index_put((place,), q[place].sign())
+    return False
+
+
+def _follow(model: RowModel, tau: float, square: float) -> float | None:
+    """Lead tau to the squared distance `square` along the path from the weights at tau."""
+    changed = -1
+    c0, c1, c2 = model.coefficients
+    lower = c0 + (c1 + c2 * tau) * tau > square  # the distance grows with tau
+    for _ in range(_CHANGES):
+        if not lower and not bool(model.signs.any()):  # farther than zero weights are
+            return None
+        end = _root(model.coefficients, square)
+        place, bend = _next_bend(model, tau, lower, changed)
+        if (bend <= end) if lower else (bend >= end):
+            model.take(end)
+            return end or None
+        tau, changed = bend, place
+        sign = 0.0 if float(model.signs[place]) else float((model.q0[place] + tau * model.q1[place]).sign())
+        model.signs = model.signs.index_fill(0, torch.tensor(place, device=model.signs.device), sign)
+        model.solve()
+        if model.hopeless:
+            return None
+    return None
+
+
+def _root(coefficients: tuple[float, float, float], square: float) -> float:
+    """The tau of a squared distance on the present piece; 0 where the piece does not come that near."""
+    c0, c1, c2 = coefficients
+    if square <= c0 or c2 <= 0:
+        return 0.0
+    return max((max(c1**2 / 4 + c2 * (square - c0), 0.0) ** 0.5 - c1 / 2) / c2, 0.0)
+
+
+def _next_bend(model: RowModel, tau: float, lower: bool, changed: int) -> tuple[int, float]:
+    """The first feature that enters or leaves below or above tau, and where; `changed` (index) just did at tau."""
+    inside = model.signs != 0
+    zero = torch.where(inside, model.v0 / model.v1, torch.nan)
+    limits = torch.where(
+        inside | model.free,
+        torch.nan,
+        torch.stack([model.q0 / (model.costs - model.q1), -model.q0 / (model.costs + model.q1)]),
+    )
+    bends = torch.cat([zero[None], limits])
+    usable = (bends < tau) & (bends > 0) if lower else bends > tau
+    if changed >= 0:
+        usable[:, changed] &= (bends[:, changed] - tau).abs() > _EQUAL * tau
+    bends = torch.where(usable, bends, 0.0 if lower else torch.inf)
+    where = int(bends.argmax() if lower else bends.argmin())
+    return where % bends.shape[1], float(bends.flatten()[where])
