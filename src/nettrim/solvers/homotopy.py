@@ -4,7 +4,8 @@ With the quadratic |X_A u - b|^2 of one row fixed (see `polish`), the weights at
 active-set method: go towards the minimum on the present support, stop at the first weight that reaches zero and drop
 it; at the minimum let the worst feature in. The objective falls in every step, so no support comes back. From there
 tau is led to the value that meets epsilon along the weights' path, which is piecewise linear in tau: it bends where a
-weight reaches zero or a feature its limit.
+weight reaches zero or a feature its limit, a hard sample its bound or its multiplier zero. With hard samples the path
+has to begin at optimal weights, as those of a neighbouring epsilon are: the samples that count are the same there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from nettrim.solvers.inner import RowModel
 
 _CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
+_NEARLY = 1e-4  # relative: by how much weights at hand may miss the conditions of optimal ones
+_RELEASES = 4  # rounds in which hard samples that do not push are let go
 _EQUAL = 1e-9  # relative: limits and breaks that count as the same
 
 
@@ -22,13 +25,37 @@ def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) 
     """Solve the lasso of `model` from the weights `start` at `tau`, then at the tau where the squared distance is
     `square` (None: stay there). Returns that tau, or None where there is none or too many changes are needed.
 
-    The model has no hard samples. Its Gram matrix should be exact where few samples count: supports are then as large
-    as its rank.
+    With hard samples `start` has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
+    supports are then as large as its rank.
     """
     model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
-    if not _descend(model, tau):
+    if not (_descend(model, tau) if model.binding is None else _is_optimal(model, tau)):
         return None
     return tau if square is None else _follow(model, tau, square)
+
+
+def _is_optimal(model: RowModel, tau: float) -> bool:
+    """Whether the weights of the present signs are those at tau, with the hard samples of the start that push."""
+    model.hold(model.began)
+    for _ in range(_RELEASES):
+        model.solve()
+        if model.hopeless:
+            return False
+        model.take(tau)
+        held = model.pull[model.held]
+        pressure = torch.where(held == 0, 0.0, model.nu * held)
+        wrong = pressure < -_NEARLY * pressure.abs().sum()
+        if not bool(wrong.any()):
+            break
+        model.hold(model.held.index_fill(0, model.held.nonzero()[wrong, 0], False))
+    outside = (model.around.T @ model.v - model.edge) * model.pull
+    within = (model.q0 + tau * model.q1).abs() <= tau * model.costs * (1 + _NEARLY)
+    return (
+        not bool(wrong.any())
+        and bool((model.v * model.signs >= -_NEARLY * model.v.abs().amax()).all())
+        and bool((within | (model.signs != 0) | model.free).all())
+        and bool((outside <= _NEARLY).all())
+    )
 
 
 def _descend(model: RowModel, tau: float) -> bool:
@@ -72,12 +99,22 @@ def _follow(model: RowModel, tau: float, square: float) -> float | None:
             model.take(end)
             return end or None
         tau, changed = bend, place
-        sign = 0.0 if float(model.signs[place]) else float((model.q0[place] + tau * model.q1[place]).sign())
-        model.signs = model.signs.index_fill(0, torch.tensor(place, device=model.signs.device), sign)
+        _change(model, place, tau)
         model.solve()
         if model.hopeless:
             return None
     return None
+
+
+def _change(model: RowModel, place: int, tau: float) -> None:
+    """Let a feature in or out, or, counted from the last feature on, hold a hard sample or let it go."""
+    if place >= len(model.signs):
+        held = model.held.clone()
+        held[place - len(model.signs)] ^= True
+        model.hold(held)
+        return
+    sign = 0.0 if float(model.signs[place]) else float((model.q0[place] + tau * model.q1[place]).sign())
+    model.signs = model.signs.index_fill(0, torch.tensor(place, device=model.signs.device), sign)
 
 
 def _root(coefficients: tuple[float, float, float], square: float) -> float:
@@ -89,7 +126,7 @@ def _root(coefficients: tuple[float, float, float], square: float) -> float:
 
 
 def _next_bend(model: RowModel, tau: float, lower: bool, changed: int) -> tuple[int, float]:
-    """The first feature that enters or leaves below or above tau, and where; `changed` (index) just did at tau."""
+    """What changes first below or above tau, as `_change` counts, and where; `changed` just did at tau."""
     inside = model.signs != 0
     zero = torch.where(inside, model.v0 / model.v1, torch.nan)
     limits = torch.where(
@@ -98,9 +135,19 @@ def _next_bend(model: RowModel, tau: float, lower: bool, changed: int) -> tuple[
         torch.stack([model.q0 / (model.costs - model.q1), -model.q0 / (model.costs + model.q1)]),
     )
     bends = torch.cat([zero[None], limits])
+    if model.binding is not None:
+        bends = torch.cat([bends, _hard_bends(model).expand(3, -1)], dim=1)
     usable = (bends < tau) & (bends > 0) if lower else bends > tau
     if changed >= 0:
         usable[:, changed] &= (bends[:, changed] - tau).abs() > _EQUAL * tau
     bends = torch.where(usable, bends, 0.0 if lower else torch.inf)
     where = int(bends.argmax() if lower else bends.argmin())
     return where % bends.shape[1], float(bends.flatten()[where])
+
+
+def _hard_bends(model: RowModel) -> Tensor:
+    """Where a held sample's multiplier is zero, and where a watched one reaches its bound, (near,)."""
+    reached = (model.around.T @ model.v0 - model.edge) / (model.around.T @ model.v1)
+    bends = torch.where(model.held, torch.nan, reached)
+    bends[model.held] = torch.where(model.pull[model.held] == 0, torch.nan, model.nu0 / model.nu1)
+    return bends

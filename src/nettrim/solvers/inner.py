@@ -14,6 +14,7 @@ _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: 
 _HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
+_SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
 _CAUTION = 30  # passes after which only the worst feature enters, and one hard sample joins or leaves
 
 
@@ -88,12 +89,25 @@ class RowModel:
         """
         self.near, self.edge, self.pull, self.margin = near, edge, pull, margin
         self.around = self.design.take(near, self.features).T
-        self._hold(held)
+        self.began = held
+        self.hold(held)
 
-    def _hold(self, held: Tensor) -> None:
+    def hold(self, held: Tensor) -> None:
+        """Let the watched hard samples in the mask `held` bind, and no other."""
         self.held = held
         self.binding = self.near[held]
         self.hard = self.around[:, held]
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Weights, their signs, the multipliers of the hard samples that bind, and which do."""
+        return self.v, self.signs, self.nu, None if self.binding is None else self.held
+
+    @state.setter
+    def state(self, values: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+        self.v, self.signs, self.nu, held = values
+        if held is not None:
+            self.hold(held)
 
     def solve(self) -> None:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
@@ -165,8 +179,14 @@ class RowModel:
 
     @property
     def beyond(self) -> bool:
-        """Whether the support is larger than that of any vertex without hard samples: the passes are lost."""
-        return len(self.support) > self.count + int(self.free.sum()) + 1
+        """Whether the support is far larger than that of any vertex: the passes are lost.
+
+        A vertex has at most one weight for each sample that counts or binds.
+        """
+        rank = self.count + int(self.free.sum())
+        if self.binding is not None:
+            rank += 2 * len(self.binding) + _SPARE
+        return len(self.support) > rank + 1
 
     def take(self, tau: float) -> None:
         """The point and the hard multipliers at tau."""
@@ -212,7 +232,7 @@ class RowModel:
             return
         nu = torch.zeros_like(self.edge)
         nu[self.held] = self.nu
-        self._hold(held)
+        self.hold(held)
         self.nu = nu[held]
         self.dirty = True
 
@@ -255,12 +275,11 @@ def solve_passes(
 
 
 def one_by_one(problem: Problem) -> list[bool]:
-    """Which rows have a tau of their own and no hard samples."""
-    if problem.soft is not None:
-        return [False] * problem.rows
-    if problem.regularization is not None:
+    """Which rows have a tau of their own, which matters."""
+    if problem.epsilon is None:
         return [True] * problem.rows
-    return (torch.bincount(problem.groups)[problem.groups] == 1).tolist()
+    alone = torch.bincount(problem.groups)[problem.groups] == 1
+    return (alone & (problem.epsilon[problem.groups] > 0)).tolist()
 
 
 def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:

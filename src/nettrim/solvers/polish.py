@@ -208,18 +208,14 @@ def _solve_inner(problem: Problem, state: _State, rows: list[int], margin: Tenso
         if not apart[row]:
             continue
         model, group = state.models[row], int(problem.groups[row])
-        passed = model.v, model.signs
-        lost = model.hopeless or model.beyond
-        square = None
-        if problem.epsilon is not None:
-            square = float((problem.epsilon[group] * (1 - margin[group])) ** 2)
+        passed, lost = model.state, model.hopeless or model.beyond
+        square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
         model.hopeless = False
         tau = solve_row(model, state.u[row, model.features], before[group], square)
         if tau is not None:
             state.tau[group] = tau
         else:
-            model.hopeless = lost
-            model.v, model.signs = passed
+            model.state, model.hopeless = passed, lost
 
 
 def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Tensor, costs: Tensor) -> None:
