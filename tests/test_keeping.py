@@ -58,7 +58,7 @@ def test_a_budget_far_below_what_rounding_moves_is_kept_too():
     weight = torch.randn(80, 3, generator=generator)
     layer = Layer("fc", "Linear", (80, 3), "relu", weight, None)
     responses = (inputs @ weight.to(torch.float64).T).relu()
-    program = Program.relu(inputs, responses, 1e-3 * responses.norm(dim=0), "strict", budget="neuron")
+    program = Program.relu(inputs, responses, 3e-4 * responses.norm(dim=0), "strict", budget="neuron")
     plain = HERE.solve(program, 1e-3, None)
     assert certify(program, cast_weight(layer, plain.weight)).violation > feasibility(layer)
     solution = solve_kept(HERE, program, layer, 1e-3, None)
