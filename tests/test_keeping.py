@@ -49,3 +49,17 @@ def test_a_strict_trim_of_a_float32_network_is_certified():
     options = {"constraint": "strict", "refit": False, "budget": "neuron", "holdout": 0.0, "progress": False}
     trimmed = nettrim.trim(model, data, epsilon=0.01, **options)
     assert all(layer.certified for layer in trimmed.report.result.layers)
+
+
+def test_a_budget_far_below_what_rounding_moves_is_kept_too():
+    """Shrinking the budget by as much as it is broken gives the very same float32 weights again: it has to grow."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.cat([torch.randn(200, 2, generator=generator), torch.ones(200, 1)], dim=1).to(torch.float64)
+    weight = torch.randn(80, 3, generator=generator)
+    layer = Layer("fc", "Linear", (80, 3), "relu", weight, None)
+    responses = (inputs @ weight.to(torch.float64).T).relu()
+    program = Program.relu(inputs, responses, 1e-3 * responses.norm(dim=0), "strict", budget="neuron")
+    plain = HERE.solve(program, 1e-3, None)
+    assert certify(program, cast_weight(layer, plain.weight)).violation > feasibility(layer)
+    solution = solve_kept(HERE, program, layer, 1e-3, None)
+    assert certify(program, cast_weight(layer, solution.weight), solution.dual).holds(1e-3, feasibility(layer))

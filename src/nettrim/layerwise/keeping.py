@@ -18,9 +18,10 @@ from nettrim.programs import Program
 from nettrim.solvers import Solution, Start
 
 _FEASIBLE = {torch.float64: 1e-9, torch.float32: 1e-6}  # relative excess that rounding a feasible weight may leave
-_FURTHER = 2.0  # times the excess of the cast weights, by which a budget is shrunk
+_FURTHER = 2.0  # times the excess of the cast weights, by which a budget is shrunk first ...
+_GROWTH = 4.0  # ... and by how much more each time: less than float32 can tell would give the very same weights
 _ROUNDING = 1e-2  # a larger excess comes from no rounding
-_TRIES = 3
+_TRIES = 4
 
 
 def feasibility(layer: Layer) -> float:
@@ -37,12 +38,12 @@ def solve_kept(
     if epsilon is None or program.inputs.dtype == layer.weight.dtype:
         return solution
     allowed = feasibility(layer)
-    for _ in range(_TRIES):
+    for number in range(_TRIES):
         excess = certify(program, cast_weight(layer, solution.weight)).group_violation.to(epsilon)
         broken = (excess > 0.5 * allowed) & (excess < _ROUNDING)
         if not bool(broken.any()):
             break
-        epsilon = torch.where(broken, epsilon * (1 - _FURTHER * excess - allowed), epsilon)
+        epsilon = torch.where(broken, epsilon * (1 - _FURTHER * _GROWTH**number * (excess + allowed)), epsilon)
         rows = (broken.to(program.groups.device)[program.groups] | program.penalty.couples_rows).nonzero()[:, 0]
         start = Start(solution.weight[rows], solution.dual[:, rows])
         inside = replace(program, epsilon=epsilon).rows(rows)

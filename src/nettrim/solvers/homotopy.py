@@ -28,6 +28,8 @@ def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) 
     With hard samples `start` has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
     supports are then as large as its rank.
     """
+    if not len(start):
+        return None
     model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
     if not (_descend(model, tau) if model.binding is None else _is_optimal(model, tau)):
         return None
@@ -37,25 +39,30 @@ def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) 
 def _is_optimal(model: RowModel, tau: float) -> bool:
     """Whether the weights of the present signs are those at tau, with the hard samples of the start that push."""
     model.hold(model.began)
+    if not _release(model, tau):
+        return False
+    outside = (model.around.T @ model.v - model.edge) * model.pull
+    within = (model.q0 + tau * model.q1).abs() <= tau * model.costs * (1 + _NEARLY)
+    return (
+        bool((model.v * model.signs >= -_NEARLY * model.v.abs().sum()).all())
+        and bool((within | (model.signs != 0) | model.free).all())
+        and bool((outside <= _NEARLY).all())
+    )
+
+
+def _release(model: RowModel, tau: float) -> bool:
+    """Let go of hard samples that do not push; False where that leads nowhere."""
     for _ in range(_RELEASES):
         model.solve()
         if model.hopeless:
             return False
         model.take(tau)
-        held = model.pull[model.held]
-        pressure = torch.where(held == 0, 0.0, model.nu * held)
+        pressure = model.nu * model.pull[model.held]
         wrong = pressure < -_NEARLY * pressure.abs().sum()
         if not bool(wrong.any()):
-            break
+            return True
         model.hold(model.held.index_fill(0, model.held.nonzero()[wrong, 0], False))
-    outside = (model.around.T @ model.v - model.edge) * model.pull
-    within = (model.q0 + tau * model.q1).abs() <= tau * model.costs * (1 + _NEARLY)
-    return (
-        not bool(wrong.any())
-        and bool((model.v * model.signs >= -_NEARLY * model.v.abs().amax()).all())
-        and bool((within | (model.signs != 0) | model.free).all())
-        and bool((outside <= _NEARLY).all())
-    )
+    return False
 
 
 def _descend(model: RowModel, tau: float) -> bool:

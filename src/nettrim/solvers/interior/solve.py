@@ -10,11 +10,13 @@ from torch import Tensor
 
 from nettrim.solvers.interior.best import Best
 from nettrim.solvers.interior.path import Path
-from nettrim.solvers.polish import Guess, Polished
+from nettrim.solvers.polish import AIM, Guess, Polished, polish
 from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
 _SCREENS = 6  # sets of samples that are tried before all are taken
+_FIRST = 5e-2  # gap that is small enough on the first of them, which is hardly ever the last
+_LANDING_STEPS = 10  # of the polish from there
 _ELEMENTS = 1 << 13  # rows times samples worked on together: few, as one row's screen leaves out more than many rows'
 
 
@@ -73,7 +75,8 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
     steps = work = 0
     product = torch.zeros_like(problem.lower) if near is None else problem.design.forward(near)
     chosen = targets
-    for _ in range(_SCREENS):
+    for number in range(_SCREENS):
+        aim = max(tolerance, _FIRST) if number == 0 else tolerance
         slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
         chosen = chosen | (slack < 0)
         extra = wanted - int((chosen & ~targets).sum())
@@ -83,14 +86,17 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
         if 2 * int((chosen & ~targets).sum()) > bounds:
             break
         samples = chosen.nonzero()[:, 0]
-        part, count = _followed(problem.restrict(samples), tolerance)
+        part, count = _followed(problem.restrict(samples), aim)
         steps += count
         work += part.work + 2 * problem.rows * len(targets)
-        if not bool((part.gap <= tolerance).all()):
+        if not bool((part.gap <= aim).all()):
             break
         best = Best(problem)
         best.spread(part, samples)
         if bool((best.gap <= tolerance).all()):
+            best.work = work
+            return best, steps
+        if number == 0 and problem.soft is None and _land(best, tolerance):
             best.work = work
             return best, steps
         product = problem.design.forward(part.weight)
@@ -98,6 +104,18 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
     best, count = _followed(problem, tolerance)
     best.work += work
     return best, steps + count
+
+
+def _land(best: Best, tolerance: float) -> bool:
+    """Polish the vertex that a first set of samples shows, on all of them, where others count too; whether all groups
+    are done, which is written into `best`."""
+    guess = Guess(best.vertex, best.dual, None, best.tau)
+    landed = polish(best.problem, guess, tolerance, max_steps=_LANDING_STEPS)
+    if not bool((landed.gap <= AIM * tolerance).all()):
+        return False
+    best.weight, best.objective, best.dual, best.bound = landed.weight, landed.objective, landed.dual, landed.bound
+    best.vertex = landed.weight
+    return True
 
 
 def _chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
