@@ -29,7 +29,15 @@ def write() -> None:
     skipped = [name for name in names if name not in read or "ours" not in read[name]]
     grown = {kind: read[f"scaling-{kind}"]["points"] for kind in "PM" if read.get(f"scaling-{kind}", {}).get("points")}
     draw(cases, grown, RESULTS / "solver.svg")
-    tables = [_aims(cases, grown), _rivals(cases), _ours(cases), _growth(grown), _robustness(), _left(cases, skipped)]
+    tables = [
+        _aims(cases, grown),
+        _rivals(cases),
+        _ours(cases),
+        _growth(grown),
+        _path(),
+        _robustness(),
+        _left(cases, skipped),
+    ]
     body = "\n\n".join("\n".join(table) for table in tables if table)
     PAGE.write_text(f"{_head(read.get('about', {}), cases)}\n\n{body}\n")
 
@@ -219,6 +227,25 @@ def _growth(grown: dict[str, list[Data]]) -> list[str]:
     for kind, points in grown.items():
         steps = ", ".join(f"{point['size']}: {point['seconds']:.2f}" for point in points)
         lines.append(f"- {what[kind]}: {steps}; fitted exponent {slope(points):.2f}.")
+    return lines
+
+
+def _path() -> list[str]:
+    path = RESULTS / "path.json"
+    if not path.exists():
+        return []
+    lines = ["## A path of epsilons, warm-started", ""]
+    lines += [
+        "`make bench-path`: from .02 to .2 of the responses' norm, layer 2 of the small network; CPU seconds.",
+        "",
+    ]
+    lines += _table(
+        ("constraint", "budget", "live neurons", "values", "path", "one alone, mean", "ratio", "uncertified")
+    )
+    for told in json.loads(path.read_text()):
+        alone = f"{statistics.mean(told['single']):.2f}"
+        cells = [told[key] for key in ("constraint", "budget", "live", "epsilons")]
+        lines.append(_row([*cells, f"{sum(told['path']):.2f}", alone, told["ratio"], told["uncertified"]]))
     return lines
 
 

@@ -1,0 +1,71 @@
+"""What a warm-started path of epsilons costs: ten values, from .02 to .2 of the responses' norm, beside single solves.
+
+    make bench-path    (or: OMP_NUM_THREADS=1 python benchmarks/path.py [--rows 64] [--epsilons 10] [--budgets neuron])
+
+CPU time of the process on one thread, of layer 2 of the small network: the whole path by `solve_path`, and each of its
+programs by `solve` alone, in turn, so that other work on the machine disturbs both alike. Writes results/path.json,
+which the solver's page reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from cases import CONSTRAINTS
+from problems import layer_case, net
+
+from nettrim.solvers import Solution, solve
+
+RESULT = Path(__file__).parent / "results" / "path.json"
+TOLERANCE = 1e-4
+
+
+def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, object]:
+    """Seconds of every step of the path, and of every program alone, with how many neurons each left uncertified."""
+    case = layer_case(net("small"), 1, 1.0, constraint, budget=budget, rows=rows)
+    shares = torch.logspace(-1.699, -0.699, count).tolist()
+    warm: Solution | None = None
+    path, single, uncertified = [], [], 0
+    for share in shares:
+        program = replace(case.program, epsilon=share * case.program.epsilon)
+        began = time.process_time()
+        warm = solve(program, TOLERANCE, warm=warm)
+        path.append(round(time.process_time() - began, 3))
+        began = time.process_time()
+        alone = solve(program, TOLERANCE)
+        single.append(round(time.process_time() - began, 3))
+        uncertified += sum(not state.certified for answer in (warm, alone) for state in answer.status)
+    ratio = sum(path) / (sum(single) / count)
+    told = {"constraint": constraint, "budget": budget, "live": int(case.live.sum()), "epsilons": count}
+    return told | {"path": path, "single": single, "ratio": round(ratio, 2), "uncertified": uncertified}
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=64, help="neurons of the layer")
+    parser.add_argument("--epsilons", type=int, default=10)
+    parser.add_argument("--budgets", nargs="+", default=["neuron", "layer"], choices=["neuron", "layer"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    solve(layer_case(net("small"), 1, 0.1, "distance", rows=2).program, TOLERANCE)  # imports and first allocations
+    results = []
+    for constraint in CONSTRAINTS:
+        for budget in options.budgets:
+            told = measure(constraint, budget, options.rows, options.epsilons)
+            results.append(told)
+            print(
+                f"{constraint}, budget {budget}, {told['live']} neurons: a path of {options.epsilons} costs "
+                f"{told['ratio']} single solves, {told['uncertified']} answers uncertified",
+                flush=True,
+            )
+            RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
