@@ -2,8 +2,8 @@
 
     make bench-path    (or: OMP_NUM_THREADS=1 python benchmarks/path.py [--rows 64] [--epsilons 10] [--budgets neuron])
 
-CPU time of the process on one thread, of layer 2 of the small network: the whole path by `solve_path`, and each of its
-programs by `solve` alone, in turn, so that other work on the machine disturbs both alike. Writes results/path.json,
+CPU time of the process on one thread, of layer 2 of the small network: each program warm-started from the one before,
+as `solve_path` does, and then alone, so that other work on the machine disturbs both alike. Writes results/path.json,
 which the solver's page reads.
 """
 

@@ -53,8 +53,9 @@ def finish(
         over &= (certificate.group_violation.cpu() > allowed) | as_good.cpu()
         over &= (given.group_violation < certificate.group_violation).cpu()
         fallback = over[program.groups] & ~refused
-        cast_weight = torch.where(fallback.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
-        certificate = certify(program, cast_weight, cast_dual)
+        if bool(fallback.any()):
+            cast_weight = torch.where(fallback.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
+            certificate = certify(program, cast_weight, cast_dual)
     status = []
     for row, group in enumerate(program.groups.tolist()):
         gap = certificate.gap if program.penalty.couples_rows else float(certificate.group_gap[group])

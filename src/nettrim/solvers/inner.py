@@ -242,10 +242,10 @@ def solve_passes(
 ) -> list[int]:
     """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes.
 
-    Returns the rows of the groups that did not settle.
+    Returns the rows that did not settle and whose tau is their own.
     """
     groups = problem.groups.tolist()
-    apart = one_by_one(problem)
+    apart = _apart(problem)
     halved: Counter[int] = Counter()
     lost: set[int] = set()
     tried = rows
@@ -271,10 +271,10 @@ def solve_passes(
         lost.add(groups[row])
         if models[row].dirty:
             models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
-    return [row for row in tried if groups[row] in lost]
+    return [row for row in tried if apart[row] and groups[row] in lost]
 
 
-def one_by_one(problem: Problem) -> list[bool]:
+def _apart(problem: Problem) -> list[bool]:
     """Which rows have a tau of their own, which matters."""
     if problem.epsilon is None:
         return [True] * problem.rows

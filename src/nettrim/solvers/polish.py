@@ -22,7 +22,7 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
 from nettrim.solvers.homotopy import solve_row
-from nettrim.solvers.inner import RowModel, one_by_one, solve_passes
+from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
@@ -202,11 +202,7 @@ def _refresh(
 def _solve_inner(problem: Problem, state: _State, rows: list[int], margin: Tensor) -> None:
     """Inner passes; rows whose supports do not settle are solved once more from where they were, change by change."""
     before = state.tau.tolist()
-    left = solve_passes(problem, state.models, state.tau, rows, margin)
-    apart = one_by_one(problem)
-    for row in left:
-        if not apart[row]:
-            continue
+    for row in solve_passes(problem, state.models, state.tau, rows, margin):
         model, group = state.models[row], int(problem.groups[row])
         passed, lost = model.state, model.hopeless or model.beyond
         square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
@@ -227,11 +223,12 @@ def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Ten
     where = torch.tensor(rows, device=u.device)
     tau = state.tau[problem.groups[where]]
     lower, upper, cost = problem.lower[where], problem.upper[where], costs[where]
+    whole_u, whole_z = state.u[where], state.z[where]
 
     def value(share: float) -> Tensor:
-        point, response = torch.lerp(u, state.u[where], share), torch.lerp(z, state.z[where], share)
-        outside = response - torch.minimum(torch.maximum(response, lower), upper)
-        return 0.5 * (outside**2).sum(dim=1) + tau * torch.where(point == 0, 0.0, point.abs() * cost).sum(dim=1)
+        response = torch.lerp(z, whole_z, share)
+        outside = response - response.clamp(lower, upper)
+        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(torch.lerp(u, whole_u, share), cost)
 
     best = value(1.0)
     uphill = best > value(0.0) * (1 + _UPHILL)
@@ -242,8 +239,8 @@ def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Ten
         there = value(part)
         share, best = torch.where(there < best, part, share), torch.minimum(there, best)
     rows_up, share = where[uphill], share[uphill, None]
-    state.u[rows_up] = torch.lerp(u[uphill], state.u[rows_up], share)
-    state.z[rows_up] = torch.lerp(z[uphill], state.z[rows_up], share)
+    state.u[rows_up] = torch.lerp(u[uphill], whole_u[uphill], share)
+    state.z[rows_up] = torch.lerp(z[uphill], whole_z[uphill], share)
     state.signs[rows_up] = torch.where(cost[uphill] == 0, 0.0, state.u[rows_up].sign())
 
 
@@ -275,7 +272,7 @@ def judge(
 ) -> tuple[Tensor, Tensor]:
     """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
     squares = problem.group_sum((soft**2).sum(dim=1))
-    value = torch.where(u == 0, 0.0, u.abs() * costs).sum(dim=1)
+    value = _penalty(u, costs)
     support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum(
         dim=1
     )
@@ -298,6 +295,11 @@ def judge(
         worst = torch.zeros_like(objective).scatter_reduce(0, problem.groups, hard.abs().amax(dim=1), "amax")
         feasible &= worst <= 1e-10
     return torch.where(feasible, objective, torch.inf), bound.clamp(min=0)
+
+
+def _penalty(u: Tensor, costs: Tensor) -> Tensor:
+    """The l1 norm with costs of each row; an infinite cost of a zero weight is none."""
+    return torch.where(u == 0, 0.0, u.abs() * costs).sum(dim=1)
 
 
 def _at_upper(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -93,10 +93,8 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
             break
         best = Best(problem)
         best.spread(part, samples)
-        if bool((best.gap <= tolerance).all()):
-            best.work = work
-            return best, steps
-        if number == 0 and problem.soft is None and _land(best, tolerance):
+        landing = number == 0 and problem.soft is None
+        if bool((best.gap <= tolerance).all()) or (landing and _land(best, tolerance)):
             best.work = work
             return best, steps
         product = problem.design.forward(part.weight)
