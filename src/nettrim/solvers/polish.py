@@ -35,7 +35,7 @@ _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast l
 _AROUND = 2  # hard samples besides those that bind, per feature of the working set, that inner passes watch
 _DONE = 1e-3  # share of the tolerance at which a group stops
 _PATIENCE = 4  # steps without progress
-_SETTLED = 0.1  # share of the tolerance at which a group whose signs stay may stop
+_LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
 _UPHILL = 1e-9  # relative: what rounding adds
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
 _BY_ROW = ("rows", "costs", "u", "z", "signs", "gradient", "square", "t", "binding", "nu")  # of a state
@@ -152,8 +152,8 @@ def polish(
         moved = state.problem.group_sum((_update_binding(state) + changed).to(gap))
         progress = ((gap < 0.3 * before) & (gap < torch.inf)) | (moved < state.fewest)
         state.stalled, state.fewest = torch.where(progress, 0, state.stalled + 1), torch.minimum(state.fewest, moved)
-        settled = (moved == 0) & (gap <= _SETTLED * tolerance)
-        done = hopeless | (gap <= _DONE * tolerance) | settled | (state.stalled >= _PATIENCE)
+        landed = (_landed(state) | (moved == 0)) & (gap <= _LANDED * tolerance)
+        done = hopeless | (gap <= _DONE * tolerance) | landed | (state.stalled >= _PATIENCE)
         if known is not None:
             for row, model in state.models.items():
                 if steps == max_steps or bool(done[state.problem.groups[row]]):
@@ -302,6 +302,13 @@ def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
     state.u[uphill] = torch.lerp(u[uphill], whole_u[uphill], share)
     state.z[uphill] = torch.lerp(z[uphill], whole_z[uphill], share)
     state.signs[uphill] = torch.where(costs[uphill] == 0, 0.0, state.u[uphill].sign())
+
+
+def _landed(state: _State) -> Tensor:
+    """Mask of the groups whose inner passes ended at a vertex of their quadratics."""
+    astray = torch.zeros(state.problem.group_count, dtype=torch.bool, device=state.u.device)
+    astray[state.problem.groups[[row for row, model in state.models.items() if model.dirty]]] = True
+    return ~astray
 
 
 def _take(state: _State, row: int) -> None:
