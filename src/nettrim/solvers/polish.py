@@ -375,8 +375,8 @@ def _at_upper(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _update_binding(state: _State) -> Tensor:
-    """Hard samples bind where the point is outside their box, or where their multiplier pushes inwards; how many of each
-    row came or went."""
+    """Hard samples bind where the point is outside their box or their multiplier pushes inwards; how many of each row
+    came or went."""
     problem = state.problem
     if state.binding is None or state.nu is None or problem.soft is None:
         return torch.zeros(problem.rows, dtype=torch.int64, device=state.u.device)
