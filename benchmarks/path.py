@@ -19,7 +19,8 @@ import torch
 from cases import CONSTRAINTS
 from problems import layer_case, net
 
-from nettrim.solvers import Solution, solve
+from nettrim.solvers import Hybrid, Solution, Start, solve
+from nettrim.solvers.hybrid import Carried
 
 RESULT = Path(__file__).parent / "results" / "path.json"
 TOLERANCE = 1e-4
@@ -29,12 +30,14 @@ def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, ob
     """Seconds of every step of the path, and of every program alone, with how many neurons each left uncertified."""
     case = layer_case(net("small"), 1, 1.0, constraint, budget=budget, rows=rows)
     shares = torch.logspace(-1.699, -0.699, count).tolist()
+    solver, carried = Hybrid(), Carried()
     warm: Solution | None = None
     path, single, uncertified = [], [], 0
     for share in shares:
         program = replace(case.program, epsilon=share * case.program.epsilon)
         began = time.process_time()
-        warm = solve(program, TOLERANCE, warm=warm)
+        start = None if warm is None else Start(warm.weight, warm.dual)
+        warm = solver.solve(program, TOLERANCE, None, start, carried)
         path.append(round(time.process_time() - began, 3))
         began = time.process_time()
         alone = solve(program, TOLERANCE)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
-from nettrim.solvers import solve, solve_path
+from nettrim.solvers import Hybrid, Solution, solve, solve_path
 
 
 def program_of(constraint: str = "distance", budget: str = "neuron", relative: float = 0.05, rows: int = 6) -> Program:
@@ -53,3 +56,37 @@ def test_what_does_not_fit_is_refused() -> None:
     regularised = Program.relu(program.inputs, torch.relu(program.inputs[:, :2]), regularization=1.0)
     with pytest.raises(InputError, match="epsilon"):
         solve_path(regularised, [0.1])
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 16], ids=["roomy", "tight"])
+@pytest.mark.parametrize("budget", ["neuron", "layer"])
+def test_inputs_that_are_zero_and_rows_that_come_and_go_change_nothing(budget: str, memory: int | None) -> None:
+    program = program_of("distance", budget)
+    inputs = program.inputs.clone()
+    inputs[:, [3, 17]] = 0.0
+    program = replace(program, inputs=inputs, upper=program.upper, lower=program.lower)
+    norms = program_of("distance", budget, 1.0).epsilon
+    factors = torch.tensor([[0.9, 1.1, 0.9]]).T * torch.linspace(0.6, 1.2, len(norms))  # some rows end at zero
+    epsilons = [factor * norms for factor in factors.to(torch.float64)]
+    for epsilon, solution in zip(epsilons, solve_path(program, epsilons, 1e-5, memory_budget=memory), strict=True):
+        cold = solve(replace(program, epsilon=epsilon), 1e-5)
+        assert solution.certified and cold.certified
+        assert solution.certificate.objective == pytest.approx(cold.certificate.objective, rel=2e-5, abs=1e-9)
+        assert not solution.weight[:, [3, 17]].any()
+
+
+def test_other_solvers_walk_the_path_too() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def solve(self, program: Program, tolerance: float, initial: Tensor | None) -> Solution:
+            assert program.epsilon is not None and initial is not None
+            self.seen.append(float(program.epsilon.mean()))
+            return Hybrid().solve(program, tolerance, initial)
+
+    program, solver = program_of(), Recorder()
+    initial = torch.zeros(program.shape, dtype=torch.float64)
+    solutions = solve_path(program, [3.0, 4.0], solver=solver, initial=initial)
+    assert solver.seen == [3.0, 4.0]
+    assert len(solutions) == 2

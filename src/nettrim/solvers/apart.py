@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nettrim.programs.penalties import L1
+from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.polish import AIM, FAR_STEPS, Guess, Polished, binding, judge, polish
 from nettrim.solvers.problem import Problem
@@ -26,24 +27,26 @@ _FINE = 0.1  # share of the tolerance at which a row is done, at one tau
 _INSIDE = 4.0  # margins inside the budget at which the root is looked for
 
 
-def solve_apart(problem: Problem, guess: Guess, tolerance: float) -> tuple[Polished, float]:
+def solve_apart(
+    problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatures | None = None
+) -> tuple[Polished, float]:
     """Solve one budget group of an l1 `problem` with an epsilon; and the work in products of the inputs with all rows.
 
-    `guess` is where its rows may be near, and its tau the first that is tried.
+    `guess` is where its rows may be near, and its tau the first that is tried. `curvatures` is as in `polish`.
     """
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
     root, gemms, found, stale = _Root(), 0.0, None, 0
     for number in range(_ROUNDS):
         before = torch.inf if found is None else float(found.gap)
-        solved = _rows(problem, guess, tolerance)
+        solved = _rows(problem, guess, tolerance, curvatures)
         guess, gemms = solved.guess, gemms + solved.gemms
         found = _better(found, _judged(problem, guess))
         if bool(found.gap <= AIM * tolerance) or not solved.all:
             break
         tau = root.next(float(guess.tau[0]), math.log(max(solved.square, 1e-300) / aim**2))
         if number < _POLISHED:
-            landed = polish(problem, guess, tolerance, max_steps=FAR_STEPS)
+            landed = polish(problem, guess, tolerance, max_steps=FAR_STEPS, curvatures=curvatures)
             gemms += 4.0 * landed.steps
             found = _better(found, landed)
             if bool(found.gap <= AIM * tolerance):
@@ -94,7 +97,7 @@ class _Rows:
     gemms: float
 
 
-def _rows(problem: Problem, guess: Guess, tolerance: float) -> _Rows:
+def _rows(problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatures | None) -> _Rows:
     """Every row solved at the guess's tau."""
     count = problem.rows
     alone = replace(
@@ -104,7 +107,7 @@ def _rows(problem: Problem, guess: Guess, tolerance: float) -> _Rows:
         groups=torch.arange(count, device=problem.groups.device),
     )
     start = replace(guess, tau=guess.tau.expand(count))
-    found = polish(alone, start, tolerance, max_steps=FAR_STEPS)
+    found = polish(alone, start, tolerance, max_steps=FAR_STEPS, curvatures=curvatures)
     weight, dual, gemms = found.weight.clone(), found.dual.clone(), 4.0 * found.steps
     solved = True
     missed = (found.gap > _FINE * tolerance).nonzero()[:, 0]

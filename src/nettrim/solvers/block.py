@@ -12,6 +12,7 @@ from nettrim.certificates.program import lower_bound
 from nettrim.programs.penalties import L1
 from nettrim.solvers import admm
 from nettrim.solvers.apart import solve_apart
+from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.finish import Ending
 from nettrim.solvers.interior import Central, crossover, solve_interior
 from nettrim.solvers.lp import lp_available, solve_rows
@@ -44,13 +45,19 @@ class Outcome:
 
 
 def solve_block(
-    problem: Problem, tolerance: float, initial: Tensor | None, max_iterations: int, guess: Guess | None = None
+    problem: Problem,
+    tolerance: float,
+    initial: Tensor | None,
+    max_iterations: int,
+    curvatures: Curvatures,
+    guess: Guess | None = None,
 ) -> Outcome:
     """Solve all budget groups of `problem` (at least one row each); `initial` (rows, in) is scaled and feasible.
 
     `guess` is what a program like this one ended with: groups that the polish certifies from there need no more.
+    `curvatures`: what is known of the rows' Gram matrices; what is found out is left there.
     """
-    block = _Block(problem, tolerance, initial)
+    block = _Block(problem, tolerance, initial, curvatures)
     check, gemms, done = 0, 0.0, 0
     if guess is not None and isinstance(problem.penalty, L1):
         gemms += block.start_from(guess)
@@ -82,9 +89,9 @@ def solve_block(
 class _Block:
     """The best answer so far of every group, and ADMM's state of those still open."""
 
-    def __init__(self, problem: Problem, tolerance: float, initial: Tensor | None) -> None:
+    def __init__(self, problem: Problem, tolerance: float, initial: Tensor | None, curvatures: Curvatures) -> None:
         count = problem.group_count
-        self.problem, self.tolerance, self.initial = problem, tolerance, initial
+        self.problem, self.tolerance, self.initial, self.curvatures = problem, tolerance, initial, curvatures
         self.weight = problem.lower.new_zeros(problem.rows, problem.design.width)
         self.dual = torch.zeros_like(problem.lower)
         self.objective = problem.lower.new_full((count,), torch.inf)
@@ -99,7 +106,7 @@ class _Block:
 
     def start_from(self, guess: Guess) -> float:
         """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
-        found = polish(self.problem, guess, self.tolerance, max_steps=FAR_STEPS)
+        found = polish(self.problem, guess, self.tolerance, FAR_STEPS, self.curvatures)
         self._see(guess, found)
         self._keep(found, self.rows, self.groups)
         self._close()
@@ -114,7 +121,7 @@ class _Block:
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
         if isinstance(problem.penalty, L1):
             guess = _guess(self.state, dual)
-            candidate = polish(problem, guess, self.tolerance)
+            candidate = polish(problem, guess, self.tolerance, curvatures=self.curvatures.of(self.rows))
             self._see(guess, candidate)
         else:
             candidate = plain_candidate(problem, self.state.w.to(torch.float64), dual, self.tolerance, last)
@@ -179,7 +186,8 @@ class _Block:
         gemms = 0.0
         for group in (self.open & several & (epsilon.cpu() > 0)).nonzero()[:, 0].tolist():
             rows = (self.problem.groups == group).nonzero()[:, 0].cpu()
-            found, work = solve_apart(self.problem.select(rows), self._seen(rows, group), self.tolerance)
+            part, known = self.problem.select(rows), self.curvatures.of(rows)
+            found, work = solve_apart(part, self._seen(rows, group), self.tolerance, known)
             self._keep(found, rows, torch.tensor([group]))
             gemms += work * len(rows) / self.problem.rows
         self._close()
@@ -194,7 +202,7 @@ class _Block:
         part = problem.select(there)
         binding = None if guess.binding is None else guess.binding[there]
         near = Guess(guess.u[there], guess.dual[there], binding, guess.tau[wanted.to(guess.tau.device)])
-        vertex = polish(part, near, self.tolerance, max_steps=_LANDING_STEPS)
+        vertex = polish(part, near, self.tolerance, _LANDING_STEPS, self.curvatures.of(rows[local]))
         block_groups = groups[wanted]
         bound = torch.maximum(vertex.bound, self.bound[block_groups])
         limit = bound / (1 - AIM * self.tolerance)

@@ -103,8 +103,10 @@ def _allowed_violation(program: Program, weight: Tensor) -> Tensor:
     if program.inputs.dtype != torch.float32 or not bool(exact.any()):
         return allowed
     squares = torch.zeros(program.shape[0], dtype=torch.float64, device=weight.device)
-    for part in program.inputs.split(_SLICE):
-        squares += ((part.abs().to(torch.float64) @ weight.abs().to(torch.float64).T) ** 2).sum(dim=0)
+    rows = (exact[program.groups.cpu()].to(weight.device) & (weight != 0).any(dim=1)).nonzero()[:, 0]
+    sizes = weight[rows].abs().to(torch.float64).T
+    for part in program.inputs.split(_SLICE) if len(rows) else ():
+        squares[rows] += ((part.abs().to(torch.float64) @ sizes) ** 2).sum(dim=0)
     groups = program.groups.to(squares.device)
     cast = 2.0**-24 * group_sums(squares, groups, program.group_count).sqrt().cpu()
     entries = program.samples * torch.bincount(program.groups.cpu(), minlength=program.group_count)

@@ -14,15 +14,26 @@ from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers.base import Solution, Start
 from nettrim.solvers.block import solve_block
-from nettrim.solvers.design import make_design
+from nettrim.solvers.curvature import Curvatures
+from nettrim.solvers.design import Design, make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.polish import Guess, binding
-from nettrim.solvers.presolve import presolve
+from nettrim.solvers.presolve import Reduced, presolve
 from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
+_CURVATURE_SHARE = 8  # of the budget, for the rows' Gram matrices that are kept
 _PATIENCE = 720  # ADMM iterations after which a small degenerate program is better left to a general solver
+
+
+@dataclass
+class Carried:
+    """What programs that differ in their epsilon alone share; each leaves here what the next can use."""
+
+    reduced: Reduced | None = None
+    design: Design | None = None
+    curvatures: Curvatures | None = None  # by row of the program
 
 
 @dataclass(frozen=True)
@@ -47,21 +58,28 @@ class Hybrid:
             raise InputError(should("rows_per_block", "at least 1, or None", repr(self.rows_per_block)))
 
     def solve(
-        self, program: Program, tolerance: float, initial: Tensor | None = None, warm: Start | None = None
+        self,
+        program: Program,
+        tolerance: float,
+        initial: Tensor | None = None,
+        warm: Start | None = None,
+        carried: Carried | None = None,
     ) -> Solution:
-        """Solve `program`; rows with budgets of their own are solved in blocks, the others together."""
+        """Solve `program`; rows with budgets of their own are solved in blocks, the others together.
+
+        `carried` is what the programs of a path share, the very inputs among it.
+        """
         began = time.perf_counter()
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
-        reduced = presolve(program, self.memory_budget)
+        carried = carried or Carried()
+        reduced = presolve(program, self.memory_budget, carried.reduced)
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
-            exact = inner.epsilon is not None and bool((inner.epsilon == 0).any())
-            precision = inner.inputs.dtype if isinstance(inner.penalty, L1) and not exact else torch.float64
-            design = make_design(inner.inputs, precision, self.memory_budget)
+            design, curvatures = self._prepare(reduced, inner, carried)
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
                 rows = reduced.rows[block]
@@ -70,7 +88,7 @@ class Hybrid:
                     min(self.max_iterations, _PATIENCE) if self.rescue and can_rescue(problem) else self.max_iterations
                 )
                 guess = None if warm is None else _guess(problem, warm, rows, reduced.columns)
-                outcome = solve_block(problem, tolerance, start, patience, guess)
+                outcome = solve_block(problem, tolerance, start, patience, curvatures.of(rows), guess)
                 weight[rows[:, None], reduced.columns] = outcome.weight * problem.weight_scale
                 dual[:, rows] = outcome.dual.T * problem.dual_scale
                 for row, group in zip(rows.tolist(), problem.groups.tolist(), strict=True):
@@ -81,6 +99,17 @@ class Hybrid:
         if self.rescue:
             solution = rescue(program, solution, tolerance)
         return replace(solution, iterations=iterations, gemms=gemms, seconds=time.perf_counter() - began)
+
+    def _prepare(self, reduced: Reduced, program: Program, carried: Carried) -> tuple[Design, Curvatures]:
+        """What the blocks of a reduced program share, taken from `carried` or left there."""
+        exact = program.epsilon is not None and bool((program.epsilon == 0).any())
+        precision = program.inputs.dtype if isinstance(program.penalty, L1) and not exact else torch.float64
+        design, curvatures = carried.design, carried.curvatures
+        if design is None or curvatures is None or design.precision != precision:
+            design = make_design(program.inputs, precision, self.memory_budget)
+            curvatures = Curvatures(self.memory_budget // _CURVATURE_SHARE)
+        carried.reduced, carried.design, carried.curvatures = reduced, design, curvatures
+        return design, curvatures
 
     def _blocks(self, program: Program) -> Iterator[Tensor]:
         """Row indices of blocks that can be solved apart: whole budget groups, as many as fit."""

@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from nettrim.solvers.curvature import Curvature, extended, nothing_known
 from nettrim.solvers.problem import Problem
 
 _PASSES = 40
@@ -19,55 +20,31 @@ _CAUTION = 30  # passes after which only the worst feature enters, and one hard 
 
 
 class RowModel:
-    """|X_A u - b|^2 of one row on a working set of features, its Gram matrix updated instead of recomputed.
+    """|X_A u - b|^2 of one row on a working set of features, by its Gram matrix; see `curvature`."""
 
-    The Gram matrix may be rounded to working precision: each outer step solves for a correction whose right-hand
-    side is exact, so rounding slows convergence a little and moves no answer.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.design = design = problem.design
-        device = design.device
-        self.features = torch.empty(0, dtype=torch.int64, device=device)
-        self.active = torch.zeros(design.samples, dtype=torch.bool, device=device)
-        self.gram = torch.zeros(0, 0, dtype=torch.float64, device=device)
+    def __init__(self, problem: Problem, known: Curvature | None = None) -> None:
+        self.design = problem.design
+        self.curvature = known or nothing_known(self.design)
         self.binding: Tensor | None = None
         self.costs = self.v = self.signs = self.nu = self.linear = self.gram.new_zeros(0)
-        self.free = self.active
+        self.free = self.curvature.active
         self.constant = 0.0
         self.tiny = 0.0  # weights below are zero to rounding
-        self.dirty = self.rough = True
+        self.dirty = True
         self.hopeless = False  # more bounds bind than weights could meet: not a vertex that this method finds
+
+    @property
+    def features(self) -> Tensor:
+        """The working set."""
+        return self.curvature.features
+
+    @property
+    def gram(self) -> Tensor:
+        return self.curvature.gram
 
     def update(self, wanted: Tensor, active: Tensor) -> None:
         """Extend the working set to the mask `wanted`, and let the samples in the mask `active` count."""
-        changed = (active != self.active).nonzero()[:, 0]
-        count = int(active.sum())
-        fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
-        picked = (active if fewer else ~active).nonzero()[:, 0]
-        rough = count > len(wanted)  # else the support may be as large as the rank, where rounding decides
-        if len(self.features) and len(changed) < len(picked) and rough == self.rough:
-            sign = torch.where(active[changed], 1.0, -1.0)
-            self.gram = self.gram + self.design.gram(changed, self.features, weights=sign, rough=rough)
-        else:
-            self.features = self.features[:0]
-            self.gram = self.gram[:0, :0]
-        self.active, self.rough, self.count = active, rough, count
-        known = torch.zeros_like(wanted)
-        known[self.features] = True
-        added = (wanted & ~known).nonzero()[:, 0]
-        if not len(added):
-            return
-        features = torch.cat([self.features, added])
-        cross = self.design.gram(picked, features, first=len(self.features), rough=rough)
-        if not fewer:
-            cross = self.design.total[features[:, None], added] - cross
-        size = len(features)
-        gram = self.gram.new_empty(size, size)
-        gram[: len(self.features), : len(self.features)] = self.gram
-        gram[:, len(self.features) :] = cross
-        gram[len(self.features) :, :] = cross.T
-        self.features, self.gram = features, gram
+        self.curvature = extended(self.curvature, self.design, wanted, active)
 
     def begin(self, u: Tensor, signs: Tensor, gradient: Tensor, square: float, t: Tensor) -> None:
         """Start from u, where X_A' (b - X_A u) = `gradient` and |b - X_A u|^2 = `square`."""
@@ -183,7 +160,7 @@ class RowModel:
 
         A vertex has at most one weight for each sample that counts or binds.
         """
-        rank = self.count + int(self.free.sum())
+        rank = self.curvature.count + int(self.free.sum())
         if self.binding is not None:
             rank += 2 * len(self.binding) + _SPARE
         return len(self.support) > rank + 1
@@ -237,10 +214,8 @@ class RowModel:
         self.dirty = True
 
 
-def solve_passes(
-    problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor
-) -> list[int]:
-    """Inner passes over `rows`: solve, choose tau per group (written into `tau`), read signs; until nothing changes.
+def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, margin: Tensor) -> list[int]:
+    """Inner passes over all rows: solve, choose tau per group (written into `tau`), read signs; until nothing changes.
 
     Returns the rows that did not settle and whose tau is their own.
     """
@@ -248,7 +223,7 @@ def solve_passes(
     apart = _apart(problem)
     halved: Counter[int] = Counter()
     lost: set[int] = set()
-    tried = rows
+    rows = tried = list(models)
     for number in range(_PASSES):
         for row in rows:
             if models[row].dirty:

@@ -14,13 +14,15 @@ equation; the rows of a joint budget share that tau and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
+from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.homotopy import solve_row
 from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
@@ -31,9 +33,13 @@ _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
 _AROUND = 2  # hard samples besides those that bind, per feature of the working set, that inner passes watch
-_SETTLED = 0.1  # share of the tolerance at which a group whose signs stay may stop
+_DONE = 1e-3  # share of the tolerance at which a group stops
+_PATIENCE = 4  # steps without progress
+_LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
 _UPHILL = 1e-9  # relative: what rounding adds
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
+_BY_ROW = ("rows", "costs", "u", "z", "signs", "gradient", "square", "t", "binding", "nu")  # of a state
+_BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
 
@@ -85,107 +91,160 @@ def relative_gap(objective: Tensor, bound: Tensor) -> Tensor:
 
 @dataclass
 class _State:
-    u: Tensor
-    z: Tensor
+    """Where the rows still open are; budget groups are numbered anew among them."""
+
+    problem: Problem  # of these rows
+    rows: Tensor  # their places in the whole, (rows,)
+    groups: Tensor  # likewise of their groups, (groups,)
+    costs: Tensor  # (rows, in)
+    u: Tensor  # (rows, in)
+    z: Tensor  # X u, (rows, samples)
     signs: Tensor  # (rows, in)
-    tau: Tensor
-    binding: Tensor | None
-    nu: Tensor | None
-    tiny: float = 0.0  # weights below are zero to rounding
+    tau: Tensor  # (groups,)
+    margin: Tensor  # by how much budgets are aimed at from inside, relative, (groups,)
+    gradient: Tensor  # -X' of the distances counted, (rows, in)
+    square: Tensor  # the sum of their squares, (rows,)
+    t: Tensor  # X' of the multipliers, (rows, in)
+    binding: Tensor | None  # (rows, samples)
+    nu: Tensor | None  # (rows, samples)
+    stalled: Tensor  # steps without progress, (groups,)
+    fewest: Tensor  # changes of signs and of what binds in a step, (groups,)
+    tiny: float  # weights below are zero to rounding
     models: dict[int, RowModel] = field(default_factory=dict)
 
+    def only(self, open_groups: Tensor) -> _State:
+        """The rows of those groups alone that are in the mask `open_groups`."""
+        rows = open_groups[self.problem.groups].nonzero()[:, 0]
+        parts: dict[str, Any] = {name: getattr(self, name)[open_groups] for name in _BY_GROUP}
+        for name in _BY_ROW:
+            values = getattr(self, name)
+            parts[name] = None if values is None else values[rows]
+        models = {place: self.models[row] for place, row in enumerate(rows.tolist())}
+        return replace(self, problem=self.problem.select(rows), models=models, **parts)
 
-def polish(problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10) -> Polished:
-    """Run outer steps on all rows at once; budget groups stop one by one, certified or given back."""
-    like = problem.lower.new_zeros(guess.u.shape)
-    assert isinstance(problem.penalty, L1)
-    costs = problem.penalty.full(like).expand(guess.u.shape)
-    free = costs == 0
-    state = _State(
-        guess.u.clone(),
-        problem.design.forward(guess.u),
-        guess.u.sign(),
-        guess.tau.clone(),
-        guess.binding,
-        None if problem.soft is None else torch.zeros_like(problem.lower),
-        _ZERO * float(guess.u.abs().max()),
-    )
-    weight, dual = guess.u.clone(), guess.dual.clone()
+
+def polish(
+    problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10, curvatures: Curvatures | None = None
+) -> Polished:
+    """Run outer steps on all rows at once; budget groups stop one by one, certified or given back.
+
+    `curvatures`: what is known of the rows; what the polish comes to know is left there.
+    """
+    state = _begin(problem, guess)
+    weight, dual, tau = guess.u.clone(), guess.dual.clone(), guess.tau.clone()
     objective = problem.lower.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
-    live = torch.ones(problem.group_count, dtype=torch.bool, device=objective.device)
-    stalled = torch.zeros(problem.group_count, dtype=torch.int64, device=objective.device)
-    fewest = torch.full_like(objective, torch.inf)  # changes of signs and of what binds in a step
-    seen = state.z.clone()  # what the weights give after the cast
-    soft, _ = problem.distance(state.z)
-    gradient = problem.design.back(-soft)
-    t = problem.design.back(guess.dual)
-    margin = torch.full_like(objective, problem.margin)
     steps = 0
-    while steps < max_steps:
+    while steps < max_steps and len(state.rows):
         steps += 1
-        rows = live[problem.groups].nonzero()[:, 0].tolist()
-        before, u_before, z_before = state.signs.clone(), state.u[rows], state.z[rows]
-        for row in rows:
-            _refresh(problem, state, costs, free, gradient[row], float((soft[row] ** 2).sum()), t[row], row)
-        _solve_inner(problem, state, rows, margin)
-        hopeless = problem.groups[[row for row in rows if state.models[row].hopeless]]
-        live[hopeless] = False
-        for row in rows:
-            _take(problem, state, row)
-        state.z[rows] = problem.design.forward(state.u[rows])
-        if problem.soft is None:
-            _shorten(problem, state, rows, u_before, z_before, costs)
-        soft, _ = problem.distance(state.z)
-        exact = problem.group_sum((soft**2).sum(dim=1))
-        seen[rows] = problem.design.forward(problem.cast(state.u[rows]))
-        seen_soft, seen_hard = problem.distance(seen)
-        gradient = problem.design.back(-soft)
-        present, pushed = _multipliers(problem, state, soft)
-        t = gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
-        if pushed is not None:
-            t = t + problem.design.back(pushed)
-        before_gap = relative_gap(objective, bound)
-        value, proved = judge(problem, state.u, seen_soft, seen_hard, present, t, costs)
-        if problem.epsilon is not None:  # what the cast breaks is aimed further inside
-            cast = problem.group_sum((seen_soft**2).sum(dim=1)).sqrt()
-            broken = (cast > problem.epsilon) & (exact.sqrt() <= problem.epsilon)
-            margin = torch.where(broken & live, (margin * _FURTHER).clamp(max=_FURTHEST), margin)
-        better, tighter = live & (value < objective), live & (proved > bound)
-        objective, bound = torch.where(better, value, objective), torch.where(tighter, proved, bound)
-        rows_better, rows_tighter = better[problem.groups], tighter[problem.groups]
-        weight[rows_better], dual[rows_tighter] = state.u[rows_better], present[rows_tighter]
-        gap = relative_gap(objective, bound)
-        moved = problem.group_sum((_update_binding(problem, state) + (before != state.signs).sum(dim=1)).to(gap))
-        settled = moved == 0
-        progress = ((gap < 0.3 * before_gap) & (gap < torch.inf)) | (moved < fewest)
-        stalled, fewest = torch.where(progress, 0, stalled + 1), torch.minimum(fewest, moved)
-        live &= ~((gap <= 1e-3 * tolerance) | (settled & (gap <= _SETTLED * tolerance)) | (stalled >= 4))
-        if not bool(live.any()):
-            break
-    return Polished(weight, objective, dual, bound, steps, state.tau)
+        known = None if curvatures is None else curvatures.of(state.rows)
+        hopeless, changed = _advance(state, known)
+        value, proved, present = _assess(state)
+        groups = state.groups
+        before = relative_gap(objective[groups], bound[groups])
+        better, tighter = (value < objective[groups]) & ~hopeless, (proved > bound[groups]) & ~hopeless
+        objective[groups[better]], bound[groups[tighter]] = value[better], proved[tighter]
+        tau[groups] = state.tau
+        rows_better, rows_tighter = better[state.problem.groups], tighter[state.problem.groups]
+        weight[state.rows[rows_better]] = state.u[rows_better]
+        dual[state.rows[rows_tighter]] = present[rows_tighter]
+        gap = relative_gap(objective[groups], bound[groups])
+        moved = state.problem.group_sum((_update_binding(state) + changed).to(gap))
+        progress = ((gap < 0.3 * before) & (gap < torch.inf)) | (moved < state.fewest)
+        state.stalled, state.fewest = torch.where(progress, 0, state.stalled + 1), torch.minimum(state.fewest, moved)
+        landed = (_landed(state) | (moved == 0)) & (gap <= _LANDED * tolerance)
+        done = hopeless | (gap <= _DONE * tolerance) | landed | (state.stalled >= _PATIENCE)
+        if known is not None:
+            for row, model in state.models.items():
+                if steps == max_steps or bool(done[state.problem.groups[row]]):
+                    known.keep(row, model.curvature)
+        if bool(done.any()):
+            state = state.only(~done)
+    return Polished(weight, objective, dual, bound, steps, tau)
 
 
-def _refresh(
-    problem: Problem, state: _State, costs: Tensor, free: Tensor, gradient: Tensor, square: float, t: Tensor, row: int
-) -> None:
+def _begin(problem: Problem, guess: Guess) -> _State:
+    assert isinstance(problem.penalty, L1)
+    z = problem.design.forward(guess.u)
+    soft, _ = problem.distance(z)
+    zero = torch.zeros_like(guess.tau)
+    return _State(
+        problem,
+        rows=torch.arange(problem.rows, device=z.device),
+        groups=torch.arange(problem.group_count, device=z.device),
+        costs=problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape),
+        u=guess.u.clone(),
+        z=z,
+        signs=guess.u.sign(),
+        tau=guess.tau.clone(),
+        margin=zero + problem.margin,
+        gradient=problem.design.back(-soft),
+        square=(soft**2).sum(dim=1),
+        t=problem.design.back(guess.dual),
+        binding=guess.binding,
+        nu=None if problem.soft is None else torch.zeros_like(problem.lower),
+        stalled=zero.to(torch.int64),
+        fewest=zero + torch.inf,
+        tiny=_ZERO * float(guess.u.abs().max()),
+    )
+
+
+def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tensor]:
+    """One outer step: a mask of the groups that it gave up, and how many signs of each row changed."""
+    problem = state.problem
+    signs, u, z = state.signs.clone(), state.u.clone(), state.z
+    for row in range(problem.rows):
+        _refresh(state, row, curvatures)
+    _solve_inner(state)
+    hopeless = torch.zeros(problem.group_count, dtype=torch.bool, device=z.device)
+    hopeless[problem.groups[[row for row, model in state.models.items() if model.hopeless]]] = True
+    for row in range(problem.rows):
+        _take(state, row)
+    state.z = problem.design.forward(state.u)
+    if problem.soft is None:
+        _shorten(state, u, z)
+    return hopeless, (signs != state.signs).sum(dim=1)
+
+
+def _assess(state: _State) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective of the present point after the cast and the bound that its multipliers prove, (groups,), and the
+    multipliers."""
+    problem = state.problem
+    soft, _ = problem.distance(state.z)
+    state.square = (soft**2).sum(dim=1)
+    state.gradient = problem.design.back(-soft)
+    cast_soft, cast_hard = problem.distance(problem.design.forward(problem.cast(state.u)))
+    present, pushed = _multipliers(state, soft)
+    state.t = state.gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
+    if pushed is not None:
+        state.t = state.t + problem.design.back(pushed)
+    value, proved = judge(problem, state.u, cast_soft, cast_hard, present, state.t, state.costs)
+    if problem.epsilon is not None:  # what the cast breaks is aimed further inside
+        exact, cast = (problem.group_sum(squares).sqrt() for squares in (state.square, (cast_soft**2).sum(dim=1)))
+        broken = (cast > problem.epsilon) & (exact <= problem.epsilon)
+        state.margin = torch.where(broken, (state.margin * _FURTHER).clamp(max=_FURTHEST), state.margin)
+    return value, proved, present
+
+
+def _refresh(state: _State, row: int, curvatures: Curvatures | None) -> None:
     """Bring a row's quadratic up to date: samples that count, working set, gradient."""
+    problem, t, cost = state.problem, state.t[row], state.costs[row]
     z, lower, upper = state.z[row], problem.lower[row], problem.upper[row]
     active = (z > upper) | (z < lower) | (lower == upper)
     if problem.soft is not None:
         active &= problem.soft[row]
-    cost = costs[row]
     model = state.models.get(row)
     near = _NEAR_AT_FIRST if model is None else _NEAR
-    wanted = (state.signs[row] != 0) | free[row] | (t.abs() > near * cost)
+    wanted = (state.signs[row] != 0) | (cost == 0) | (t.abs() > near * cost)
     wanted &= ~torch.isinf(cost)
     if model is None:
-        model = state.models[row] = RowModel(problem)
+        known = None if curvatures is None else curvatures.take(row)
+        model = state.models[row] = RowModel(problem, known and known.only(wanted))
     model.update(wanted, active)
     model.tiny = state.tiny
     w = model.features
-    model.costs, model.free = cost[w], free[row, w]
-    model.begin(state.u[row, w], state.signs[row, w], gradient[w], square, t[w])
+    model.costs, model.free = cost[w], cost[w] == 0
+    model.begin(state.u[row, w], state.signs[row, w], state.gradient[row, w], float(state.square[row]), t[w])
     if state.binding is not None and problem.soft is not None:
         held = state.binding[row]
         slack = torch.where(problem.soft[row] | held, torch.inf, torch.minimum(upper - z, z - lower))
@@ -199,10 +258,11 @@ def _refresh(
         model.bind(near, held[near], torch.where(top, upper - inside, lower + inside), pull, margin)
 
 
-def _solve_inner(problem: Problem, state: _State, rows: list[int], margin: Tensor) -> None:
+def _solve_inner(state: _State) -> None:
     """Inner passes; rows whose supports do not settle are solved once more from where they were, change by change."""
+    problem, margin = state.problem, state.margin
     before = state.tau.tolist()
-    for row in solve_passes(problem, state.models, state.tau, rows, margin):
+    for row in solve_passes(problem, state.models, state.tau, margin):
         model, group = state.models[row], int(problem.groups[row])
         passed, lost = model.state, model.hopeless or model.beyond
         square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
@@ -214,21 +274,20 @@ def _solve_inner(problem: Problem, state: _State, rows: list[int], margin: Tenso
             model.state, model.hopeless = passed, lost
 
 
-def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Tensor, costs: Tensor) -> None:
+def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
     """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill.
 
     Other samples count at its end than in the quadratic, so half the squared distance plus tau |u| may grow; from the
     start towards the minimum of the quadratic it falls at first.
     """
-    where = torch.tensor(rows, device=u.device)
-    tau = state.tau[problem.groups[where]]
-    lower, upper, cost = problem.lower[where], problem.upper[where], costs[where]
-    whole_u, whole_z = state.u[where], state.z[where]
+    problem, costs = state.problem, state.costs
+    tau = state.tau[problem.groups]
+    whole_u, whole_z = state.u, state.z
 
     def value(share: float) -> Tensor:
         response = torch.lerp(z, whole_z, share)
-        outside = response - response.clamp(lower, upper)
-        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(torch.lerp(u, whole_u, share), cost)
+        outside = response - response.clamp(problem.lower, problem.upper)
+        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(torch.lerp(u, whole_u, share), costs)
 
     best = value(1.0)
     uphill = best > value(0.0) * (1 + _UPHILL)
@@ -237,14 +296,22 @@ def _shorten(problem: Problem, state: _State, rows: list[int], u: Tensor, z: Ten
     best, share = torch.where(uphill, torch.inf, best), torch.ones_like(best)
     for part in _SHARES:
         there = value(part)
-        share, best = torch.where(there < best, part, share), torch.minimum(there, best)
-    rows_up, share = where[uphill], share[uphill, None]
-    state.u[rows_up] = torch.lerp(u[uphill], whole_u[uphill], share)
-    state.z[rows_up] = torch.lerp(z[uphill], whole_z[uphill], share)
-    state.signs[rows_up] = torch.where(cost[uphill] == 0, 0.0, state.u[rows_up].sign())
+        share, best = torch.where(uphill & (there < best), part, share), torch.minimum(there, best)
+    share = share[uphill, None]
+    state.u, state.z = whole_u.clone(), whole_z.clone()
+    state.u[uphill] = torch.lerp(u[uphill], whole_u[uphill], share)
+    state.z[uphill] = torch.lerp(z[uphill], whole_z[uphill], share)
+    state.signs[uphill] = torch.where(costs[uphill] == 0, 0.0, state.u[uphill].sign())
 
 
-def _take(problem: Problem, state: _State, row: int) -> None:
+def _landed(state: _State) -> Tensor:
+    """Mask of the groups whose inner passes ended at a vertex of their quadratics."""
+    astray = torch.zeros(state.problem.group_count, dtype=torch.bool, device=state.u.device)
+    astray[state.problem.groups[[row for row, model in state.models.items() if model.dirty]]] = True
+    return ~astray
+
+
+def _take(state: _State, row: int) -> None:
     """Copy a row's inner solution into the state."""
     model = state.models[row]
     state.u[row] = 0.0
@@ -257,8 +324,9 @@ def _take(problem: Problem, state: _State, row: int) -> None:
             state.nu[row, model.binding] = model.nu
 
 
-def _multipliers(problem: Problem, state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
+def _multipliers(state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
     """The multipliers of the present point, and their part on hard samples."""
+    problem = state.problem
     tau = state.tau[problem.groups][:, None].clamp(min=1e-300)
     dual = -soft / tau
     if state.nu is not None:
@@ -306,8 +374,10 @@ def _at_upper(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return (z - upper).abs() <= (z - lower).abs()
 
 
-def _update_binding(problem: Problem, state: _State) -> Tensor:
-    """Hard samples bind where the point is outside their box, or where their multiplier pushes inwards."""
+def _update_binding(state: _State) -> Tensor:
+    """Hard samples bind where the point is outside their box or their multiplier pushes inwards; how many of each row
+    came or went."""
+    problem = state.problem
     if state.binding is None or state.nu is None or problem.soft is None:
         return torch.zeros(problem.rows, dtype=torch.int64, device=state.u.device)
     z = state.z

@@ -19,10 +19,11 @@ class Reduced:
     columns: Tensor  # indices of the columns kept
 
 
-def presolve(program: Program, memory: int | None = None) -> Reduced:
+def presolve(program: Program, memory: int | None = None, before: Reduced | None = None) -> Reduced:
     """Drop columns of zeros and rows whose zero weights are optimal.
 
-    Columns stay where a copy of the inputs without them would take more than half of `memory` bytes.
+    Columns stay where a copy of the inputs without them would take more than half of `memory` bytes. `before` is what
+    a program with the same inputs was reduced to: its columns, and its copy of the inputs, serve again.
 
     A row at distance zero with zero weights costs nothing and uses nothing of a shared budget, so it is optimal
     whatever the others do; a whole budget group within eps at zero is too.
@@ -42,12 +43,14 @@ def presolve(program: Program, memory: int | None = None) -> Reduced:
     if program.penalty.couples_rows and not bool(zero.all()):
         zero = torch.zeros_like(zero)
     rows = (~zero).nonzero()[:, 0]
-    columns = _used(program.inputs, memory).nonzero()[:, 0]
+    columns = _used(program.inputs, memory).nonzero()[:, 0] if before is None else before.columns
     if not len(rows) or not len(columns):
         return Reduced(None, rows, columns)
     kept = program.rows(rows) if len(rows) < len(zero) else program
     if len(columns) < program.inputs.shape[1]:
-        kept = replace(kept, inputs=kept.inputs[:, columns], penalty=kept.penalty.columns(columns))
+        known = None if before is None or before.program is None else before.program.inputs
+        inputs = kept.inputs[:, columns] if known is None else known
+        kept = replace(kept, inputs=inputs, penalty=kept.penalty.columns(columns))
     return Reduced(kept, rows, columns)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from nettrim.errors import DataError, InputError, should
 from nettrim.programs import Program
 from nettrim.solvers.base import Solution, Solver, Start
-from nettrim.solvers.hybrid import Hybrid
+from nettrim.solvers.hybrid import Carried, Hybrid
 
 
 def solve(
@@ -36,39 +35,71 @@ def solve(
 
     Raises InputError for a tolerance outside (0, 1), DataError for an `initial` or `warm` of the wrong shape.
     """
+    solver, moved, start = _ready(program, tolerance, solver, initial, memory_budget, device)
+    home = program.inputs.device
+    if warm is None:
+        return solver.solve(moved, tolerance, start).to(home)
+    if tuple(warm.weight.shape) != program.shape:
+        raise DataError(should("warm", f"a solution of shape {program.shape}", f"shape {tuple(warm.weight.shape)}"))
+    if not isinstance(solver, Hybrid):
+        return solver.solve(moved, tolerance, start).to(home)
+    there = moved.inputs.device
+    return solver.solve(moved, tolerance, start, Start(warm.weight.to(there), warm.dual.to(there))).to(home)
+
+
+def solve_path(
+    program: Program,
+    epsilons: Sequence[Tensor | float],
+    tolerance: float = 1e-4,
+    *,
+    solver: Solver | None = None,
+    initial: Tensor | None = None,
+    memory_budget: int | None = None,
+    device: torch.device | str | None = None,
+) -> list[Solution]:
+    """Solutions of `program` with each of `epsilons` in place of its own, every one started from the one before.
+
+    An epsilon is one number or one per budget group; neighbours should be close (a factor of 1.5 or less) for the warm
+    start to pay, and may go up or down. The other arguments are those of `solve`. The inputs are prepared once, and
+    each neuron's Gram matrix is handed on, as far as an eighth of the memory budget holds them.
+
+    Raises what `solve` raises, and InputError for a regularised program, which has no epsilon.
+    """
+    if isinstance(program, Program) and program.epsilon is None:
+        raise InputError("`program` is regularised and has no epsilon to vary; build it with an epsilon.")
+    solver, moved, start = _ready(program, tolerance, solver, initial, memory_budget, device)
+    own = moved.epsilon
+    assert own is not None
+    solutions: list[Solution] = []
+    carried, warm = Carried(), None
+    for epsilon in epsilons:
+        values = torch.as_tensor(epsilon, dtype=torch.float64, device=own.device)
+        changed = replace(moved, epsilon=values.expand_as(own).clone())
+        if isinstance(solver, Hybrid):
+            solution = solver.solve(changed, tolerance, start, warm, carried)
+            warm = Start(solution.weight, solution.dual)
+        else:
+            solution = solver.solve(changed, tolerance, start)
+        solutions.append(solution.to(program.inputs.device))
+    return solutions
+
+
+def _ready(
+    program: Program,
+    tolerance: float,
+    solver: Solver | None,
+    initial: Tensor | None,
+    memory_budget: int | None,
+    device: torch.device | str | None,
+) -> tuple[Solver, Program, Tensor | None]:
+    """The arguments checked: the solver, and the program and the initial weights on the device that is asked for."""
     if not 0 < tolerance < 1:
         raise InputError(should("tolerance", "between 0 and 1", repr(tolerance)))
     if not isinstance(program, Program):
         raise InputError(should("program", "a nettrim.Program", type(program).__name__, "Build one with Program.relu."))
     if initial is not None and (tuple(initial.shape) != program.shape or not bool(torch.isfinite(initial).all())):
         raise DataError(should("initial", f"finite and of shape {program.shape}", f"shape {tuple(initial.shape)}"))
-    if warm is not None and tuple(warm.weight.shape) != program.shape:
-        raise DataError(should("warm", f"a solution of shape {program.shape}", f"shape {tuple(warm.weight.shape)}"))
     if solver is None:
         solver = Hybrid() if memory_budget is None else Hybrid(memory_budget=memory_budget)
-    home, there = program.inputs.device, torch.device(device or program.inputs.device)
-    known: dict[str, Any] = {}
-    if warm is not None and isinstance(solver, Hybrid):
-        known["warm"] = Start(warm.weight.to(there), warm.dual.to(there))
-    moved = program if device is None else program.to(there)
-    return solver.solve(moved, tolerance, None if initial is None else initial.to(there), **known).to(home)
-
-
-def solve_path(
-    program: Program, epsilons: Sequence[Tensor | float], tolerance: float = 1e-4, **options: Any
-) -> list[Solution]:
-    """Solutions of `program` with each of `epsilons` in place of its own, every one started from the one before.
-
-    An epsilon is one number or one per budget group; neighbours should be close (a factor of 1.5 or less) for the warm
-    start to pay, and may go up or down. `options` are those of `solve`.
-
-    Raises what `solve` raises, and InputError for a regularised program, which has no epsilon.
-    """
-    if program.epsilon is None:
-        raise InputError("`program` is regularised and has no epsilon to vary; build it with an epsilon.")
-    solutions: list[Solution] = []
-    for epsilon in epsilons:
-        values = torch.as_tensor(epsilon, dtype=torch.float64, device=program.epsilon.device)
-        changed = replace(program, epsilon=values.expand_as(program.epsilon).clone())
-        solutions.append(solve(changed, tolerance, warm=solutions[-1] if solutions else None, **options))
-    return solutions
+    moved = program if device is None else program.to(torch.device(device))
+    return solver, moved, None if initial is None else initial.to(moved.inputs.device)
