@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,cli,report,onnx,solvers,demo,experiments,ray
+EXTRAS := dev,cli,report,onnx,solvers,demo,experiments,processes,ray
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -54,7 +54,7 @@ lowest: setup ## run the quick tests on the lower bounds of all dependencies but
 	(grep '^torch==' constraints.txt; $(BIN)/python .ci/lowest.py) > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt torch
 	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -c .venv-lowest/constraints.txt \
-		-e ".[cli,report,onnx,solvers,demo,experiments]" pytest pytest-xdist hypothesis
+		-e ".[cli,report,onnx,solvers,demo,experiments,processes]" pytest pytest-xdist hypothesis
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default -m "not slow and not browser and not ray" $(PYTEST_ARGS)
 
 bench-solver: setup ## time the solver beside general ones; hours, resumed where it was stopped

@@ -1,8 +1,8 @@
-"""What Ray costs: one job on one thread, on two threads and on two Ray workers of this machine.
+"""What executors cost: one job on one thread, on two threads, in two processes and on two Ray workers.
 
     make bench-ray    (or: OMP_NUM_THREADS=1 python benchmarks/ray_overhead.py [--neurons 384] [--repeats 3])
 
-Needs a quiet machine with two cores. Ray's start and the workers' imports are timed apart, by a few short items; the
+Needs a quiet machine with two cores. The start of workers and their imports are timed apart, by a few short items; the
 overhead is what the job then takes beyond half of the time of one thread. Prints one line a run and the medians; for a
 budget of every neuron's own and for one of the layer, whose parts exchange a multiplier.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import nettrim
-from nettrim.executors import Executor, LocalExecutor, Ray
+from nettrim.executors import Executor, LocalExecutor, Processes, Ray
 
 SAMPLES, WIDTH = 2000, 256
 
@@ -38,23 +38,26 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    with Ray(workers=2) as ray:
-        started = time.perf_counter()
-        list(ray.map(abs, [1, 2, 3, 4]))
-        print(f"start of Ray and its workers: {time.perf_counter() - started:.1f} s")
+    with Processes(2) as processes, Ray(workers=2) as ray:
+        for name, executor in (("processes", processes), ("Ray and its workers", ray)):
+            started = time.perf_counter()
+            list(executor.map(abs, [1, 2, 3, 4]))
+            print(f"start of {name}: {time.perf_counter() - started:.1f} s")
+        kinds = (("one", LocalExecutor(1)), ("threads", LocalExecutor(2)), ("processes", processes), ("ray", ray))
         for budget, neurons in (("neuron", options.neurons), ("layer", max(512, options.neurons))):
             took: dict[str, list[float]] = {}
             for _ in range(options.repeats):
                 answers = []
-                for name, executor in (("one", LocalExecutor(1)), ("threads", LocalExecutor(2)), ("ray", ray)):
+                for name, executor in kinds:
                     seconds, weight = job(neurons, budget, executor)
                     took.setdefault(name, []).append(seconds)
                     answers.append(weight)
                     print(f"budget {budget}, {name}: {seconds:.1f} s", flush=True)
                 assert all(torch.equal(answers[0], answer) for answer in answers)
-            one, threads, cluster = (statistics.median(took[name]) for name in ("one", "threads", "ray"))
-            print(f"budget {budget}: one thread {one:.1f} s, two threads {threads:.1f} s, two workers {cluster:.1f} s")
-            print(f"budget {budget}: {cluster / (one / 2) - 1:+.0%} over half of one thread")
+            middle = {name: statistics.median(seconds) for name, seconds in took.items()}
+            for name in ("threads", "processes", "ray"):
+                over = middle[name] / (middle["one"] / 2) - 1
+                print(f"budget {budget}: one {middle['one']:.1f} s, {name} {middle[name]:.1f} s, {over:+.0%} over half")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nettrim.cli.running import Where, parse_bytes
-from nettrim.executors import Shard
+from nettrim.errors import InputError
+from nettrim.executors import Processes, Shard
 
 TORCH = ("nets:small", "--weights", "small.safetensors")
 
@@ -70,6 +71,9 @@ def test_what_the_words_make_of_an_executor(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     assert Where.of(None, "ray", None, None, spread=True).executor.captures
     assert not Where.of(None, "ray", None, None).executor.captures
+    assert isinstance(Where.of(None, "processes", None, None).executor, Processes)
+    with pytest.raises(InputError, match="spread-data"):
+        Where.of(None, "processes", None, None, spread=True)
     both = Where.of(None, "ray", tmp_path, "1/2", None, 1.0, True).executor  # shares capture, not their clusters
     assert both.captures and not both._executor.captures
 

@@ -13,7 +13,7 @@ from nettrim import api, saving
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import write_page
 from nettrim.errors import InputError, near, should
-from nettrim.executors import Executor, Ray, Shard
+from nettrim.executors import Executor, Processes, Ray, Shard
 from nettrim.recipe import Recipe
 from nettrim.results import Listener
 
@@ -41,10 +41,13 @@ class Where:
         """From the words of the command line. Raises InputError for words that are not known or do not fit."""
         check_device(device)
         chosen: Executor | None = None
-        if executor is not None and executor != "local":
+        if executor == "processes":
+            chosen = Processes()
+        elif executor is not None and executor != "local":
             if executor != "ray" and not executor.startswith("ray://"):
-                cure = near(executor, ("local", "ray", "ray://ADDRESS"))
-                raise InputError(should("--executor", "local, ray or ray://ADDRESS", repr(executor), cure))
+                cure = near(executor, ("local", "processes", "ray", "ray://ADDRESS"))
+                known = "local, processes, ray or ray://ADDRESS"
+                raise InputError(should("--executor", known, repr(executor), cure))
             chosen = Ray.parse(executor, captures=spread and shard is None)
         if shard is not None:
             if checkpoint is None:
@@ -52,7 +55,7 @@ class Where:
             chosen = Shard.parse(shard, wait=wait or 0.0, executor=chosen, captures=spread)
         elif wait is not None:
             raise InputError(should("--wait", "given with --shard I/N", f"{wait:g}"))
-        if spread and chosen is None:
+        if spread and not (chosen is not None and chosen.captures):
             cure = "In one process there is nothing to spread."
             raise InputError(should("--spread-data", "given with --executor ray or --shard I/N", "neither", cure))
         return cls(device, chosen, checkpoint, None if memory is None else parse_bytes(memory))

@@ -21,6 +21,10 @@ class OutOfMemory(NettrimError, MemoryError):
     """An item needs more memory than there is, and cannot be made smaller."""
 
 
+class ClusterError(NettrimError, RuntimeError):
+    """The workers did not finish an item: they were lost too often, or nothing came within the time limit."""
+
+
 @dataclass(frozen=True, eq=False)
 class Held:
     """A value that stays where it was made; items and results may carry it at little cost.

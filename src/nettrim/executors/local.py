@@ -34,11 +34,7 @@ class LocalExecutor:
 
         Raises InputError unless it is a whole number >= 1.
         """
-        if workers is None:
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-            raise InputError(should("workers", "a whole number >= 1", repr(workers)))
-        self._workers = workers
+        self._workers = worker_count(workers)
 
     @property
     def workers(self) -> int:
@@ -109,6 +105,15 @@ class LocalExecutor:
         finally:
             pool.shutdown(wait=False)
             torch.set_num_threads(threads)
+
+
+def worker_count(asked: int | None) -> int:
+    """The number asked for, or of the processors this process may use. Raises InputError unless whole and >= 1."""
+    if asked is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise InputError(should("workers", "a whole number >= 1", repr(asked)))
+    return asked
 
 
 def _call(function: Callable[[Item], Result], item: Item, index: int) -> Result:

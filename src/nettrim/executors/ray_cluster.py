@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self, TypeVar
 
-import torch
 from torch import Tensor
 
-from nettrim.errors import InputError, MissingExtraError, NettrimError, should
-from nettrim.executors.base import Held, OutOfMemory, attempt, name_of, smaller
-from nettrim.executors.swap import Place, Slot, put_back, replaced, take_out, to_array
+from nettrim.errors import InputError, MissingExtraError, should
+from nettrim.executors.base import ClusterError, Held, OutOfMemory, attempt, name_of, smaller
+from nettrim.executors.parcel import Remote, pack, run, without_shared
+from nettrim.executors.swap import Place, put_back, replaced, to_array
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,18 +30,6 @@ Result = TypeVar("Result")
 _HEARTBEAT = 5.0  # seconds after which a wait looks up
 _FETCH = 300.0  # seconds that the transfer of a finished result may take
 _NAMED = 3  # items named in a message
-
-
-class ClusterError(NettrimError, RuntimeError):
-    """The cluster did not finish an item: it was lost too often, or nothing came within the time limit."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Remote:
-    """A value in the object store: its reference, and those of the shared tensors that it reads."""
-
-    reference: Any
-    shared: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +122,7 @@ class Ray:
         """Put `value` into the object store."""
         self._start()
         references: list[Any] = []
-        return Held(_Remote(self._ray.put(self._take_out(value, references)), tuple(references)))
+        return Held(Remote(self._ray.put(without_shared(value, self._shared, references)), tuple(references)))
 
     def fetch(self, held: Held) -> Any:
         """The value from the object store. Raises ClusterError when it is lost and cannot be made again."""
@@ -207,7 +195,7 @@ class Ray:
             self._own = True
         self._check_room()
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_retries": self._retries, "num_returns": 2}
-        self._task = self._ray.remote(**options)(_run)
+        self._task = self._ray.remote(**options)(run)
 
     def _connect(self) -> None:
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -242,28 +230,9 @@ class Ray:
         raise InputError(should("cpus", "with `gpus` within one machine", f"{self._cpus:g} and {self._gpus:g}"))
 
     def _submit(self, function: Callable[[Item], Result], index: int, item: Item, pending: dict[Any, _Sent]) -> None:
-        references: list[Any] = []
-
-        def place(held: Held) -> Place:
-            remote = held.value
-            return Place(_number(references, remote.reference), tuple(_number(references, x) for x in remote.shared))
-
-        skeleton, arrays = self._take_out(replaced(item, Held, place), references)
+        skeleton, arrays, references = pack(item, self._shared)
         result, left = self._task.remote(function, skeleton, arrays, *references)
         pending[result] = _Sent(index, item, name_of(item, index), left)
-
-    def _take_out(self, value: Any, references: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-        """The value without its tensors; those that are shared are added to the references."""
-
-        def find(tensor: Tensor) -> Slot | None:
-            reference = self._shared.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
-            if reference is None:
-                return None
-            shape, stride = tuple(tensor.shape), tuple(tensor.stride())
-            number = _number(references, reference)
-            return Slot(number, tensor.dtype, True, shape, stride, int(tensor.storage_offset()))
-
-        return take_out(value, find)
 
     def _wait(self, pending: dict[Any, _Sent]) -> Any:
         """The next finished reference; ClusterError after the time limit, saying what was awaited."""
@@ -298,7 +267,7 @@ class Ray:
         except failures.RayError as error:
             raise self._lost(type(error).__name__, sent) from error
         result = put_back(skeleton, arrays, copies=True)
-        return replaced(result, Place, lambda _: Held(_Remote(sent.left)))
+        return replaced(result, Place, lambda _: Held(Remote(sent.left)))
 
     def _less(self, sent: _Sent, killed: _Killed) -> Any:
         """The item in smaller pieces. Raises ClusterError where there are none."""
@@ -315,31 +284,6 @@ class Ray:
 
 class _Killed(Exception):
     """The worker of an item was killed again and again."""
-
-
-def _number(references: list[Any], reference: Any) -> int:
-    """The reference's place in the list, where it is put unless it is there."""
-    if reference not in references:
-        references.append(reference)
-    return references.index(reference)
-
-
-def _run(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], *references: Any) -> tuple[Any, Any]:
-    """On a worker: (the result, what it leaves behind), with one torch thread as everywhere."""
-    torch.set_num_threads(1)
-    left: list[Any] = []
-
-    def found(place: Place) -> Held:
-        skeleton, arrays = references[place.number]
-        return Held(put_back(skeleton, arrays, [references[number] for number in place.shared]))
-
-    def leave(held: Held) -> Place:
-        left.append(take_out(held.value))
-        return Place(len(left) - 1)
-
-    result = attempt(function, replaced(put_back(skeleton, arrays, references), Place, found))
-    result = take_out(replaced(result, Held, leave))
-    return result, left[0] if left else None
 
 
 def _import_ray(local: bool) -> ModuleType:

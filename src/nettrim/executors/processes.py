@@ -1,0 +1,237 @@
+"""Items in processes of this machine (extra `processes`): as fast as it has cores, without a cluster.
+
+Threads share one interpreter, whose lock the solver's many small operations wait for; processes do not. Tensors that
+all items read are written to a temporary file once, and every worker maps that file: one copy, whatever their number.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from nettrim.errors import InputError, MissingExtraError, should
+from nettrim.executors.base import ClusterError, Held, OutOfMemory, name_of, smaller
+from nettrim.executors.local import LocalExecutor, worker_count
+from nettrim.executors.parcel import Remote, pack, run, without_shared
+from nettrim.executors.swap import Place, put_back, replaced, to_array
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_TRIES = 3  # of an item whose workers are killed
+_IDLE = 600  # seconds after which a worker without work ends
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A shared array in a file."""
+
+    path: str
+    dtype: str
+    size: int
+
+    def open(self) -> np.ndarray:
+        return np.memmap(self.path, self.dtype, "r", shape=(self.size,))
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A held value in a file, without its tensors: those are in the arrays beside it."""
+
+    path: str
+
+    def open(self) -> tuple[Any, tuple[Any, ...]]:
+        return pickle.loads(Path(self.path).read_bytes())  # noqa: S301  # of this executor's own folder
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """An item at work, and how often its workers were lost."""
+
+    index: int
+    item: Any
+    name: str
+    lost: int = 0
+
+
+class Processes:
+    """Runs items in processes of this machine; the answers are those of one thread.
+
+    The processes start with the first item and serve until `close`, the end of a `with` block, or of this process;
+    use one for a whole trim. What they share lies in a folder of their own for temporary files, which goes with them.
+    On Ctrl-C, or when an item fails, they are ended.
+    """
+
+    def __init__(self, workers: int | None = None, *, folder: str | None = None) -> None:
+        """Nothing starts yet.
+
+        workers: processes; None takes the processors this process may use.
+        folder: where the temporary files go, as large as the samples of the layers at work; None: the system's.
+        Raises MissingExtraError without loky, InputError for the arguments.
+        """
+        self._workers = worker_count(workers)
+        self._loky = _import_loky()
+        if folder is not None and not Path(folder).is_dir():
+            raise InputError(should("folder", "a directory, or None", repr(folder)))
+        self._folder = tempfile.mkdtemp(prefix="nettrim-", dir=folder)
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._names = count()
+        self._shared: dict[int, _Array] = {}  # by the address of the memory they are copies of
+        self._pool: Any = None
+
+    @property
+    def workers(self) -> int:
+        """How many items run at the same time."""
+        return self._workers
+
+    @property
+    def captures(self) -> bool:
+        """False: this process has all samples."""
+        return False
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """The tensor, contiguous; items that carry it or views of it carry the name of a file.
+
+        Raises ClusterError where there is no room for the file.
+        """
+        tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
+            array = to_array(tensor).reshape(-1)
+            path = self._write(array.data)
+            self._shared[place] = _Array(str(path), array.dtype.str, array.size)
+            weakref.finalize(tensor, _forget, self._shared, place, path)
+        return tensor
+
+    def hold(self, value: Any) -> Held:
+        """Put `value` into a file."""
+        references: list[Any] = []
+        return self._held(without_shared(value, self._shared, references), tuple(references))
+
+    def fetch(self, held: Held) -> Any:
+        """The value from its file."""
+        remote = held.value
+        skeleton, arrays = remote.reference.open()
+        return put_back(skeleton, arrays, [array.open() for array in remote.shared], copies=True)
+
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """function(item) in this process, with as many torch threads as it has."""
+        return LocalExecutor(1).one(function, item)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
+        """(index, function(item)) in order of completion; see `Executor.map`.
+
+        A failed item raises its own exception, with the worker's traceback as its cause; ClusterError when workers are
+        killed again and again.
+        """
+        source = enumerate(items)
+        pending: dict[Future[Any], _Sent] = {}
+        try:
+            while True:
+                while len(pending) < self._workers and (entry := next(source, None)) is not None:
+                    self._submit(function, _Sent(*entry, name_of(entry[1], entry[0])), pending)
+                if not pending:
+                    return
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                    self._end()
+                    sent, pending = list(pending.values()), {}
+                    for each in sent:
+                        self._submit(function, _again(each), pending)
+                    continue
+                for future in sorted(done, key=lambda future: pending[future].index):
+                    sent = pending.pop(future)
+                    yield sent.index, self._result(future, sent)
+        except BaseException:  # also when the reader of the results stops early
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _submit(self, function: Callable[[Any], Any], sent: _Sent, pending: dict[Future[Any], _Sent]) -> None:
+        if self._pool is None:
+            self._pool = self._loky.ProcessPoolExecutor(self._workers, timeout=_IDLE)
+        pending[self._pool.submit(_work, function, *pack(sent.item, self._shared))] = sent
+
+    def _result(self, future: Future[Any], sent: _Sent) -> Any:
+        try:
+            (skeleton, arrays), left = future.result()
+        except Exception as error:
+            error.add_note(f"While working on {sent.name!r}.")
+            raise
+        result = put_back(skeleton, arrays)
+        return replaced(result, Place, lambda _: self._held(left, ()))
+
+    def _held(self, parts: tuple[Any, tuple[Any, ...]], shared: tuple[Any, ...]) -> Held:
+        path = self._write(pickle.dumps(parts, protocol=pickle.HIGHEST_PROTOCOL))
+        reference = _Value(str(path))
+        weakref.finalize(held := Held(Remote(reference, shared)), path.unlink, missing_ok=True)
+        return held
+
+    def _write(self, content: Any) -> Path:
+        path = Path(self._folder) / str(next(self._names))
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            cure = "Give `folder`, or the environment variable TMPDIR, a folder with more room."
+            raise ClusterError(should("folder", "able to hold the samples", str(error), cure)) from error
+        return path
+
+    def _end(self) -> None:
+        """Kill the processes: what they do is not wanted any more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, kill_workers=True)
+            self._pool = None
+
+
+def _again(sent: _Sent) -> _Sent:
+    """An item whose worker may have been killed for its memory: in smaller pieces, where it has any."""
+    if sent.lost + 1 >= _TRIES:
+        cure = "Out of memory: use fewer workers. Finished work is in the checkpoint, where there is one: resume."
+        raise ClusterError(should("workers", "alive", f"some killed {_TRIES} times during {sent.name!r}", cure))
+    try:
+        item = smaller(sent.item, MemoryError("a worker was killed"))
+    except OutOfMemory:
+        item = sent.item
+    return _Sent(sent.index, item, sent.name, sent.lost + 1)
+
+
+def _work(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], references: list[Any]) -> Any:
+    return run(function, skeleton, arrays, *(reference.open() for reference in references))
+
+
+def _forget(shared: dict[int, _Array], place: int, path: Path) -> None:
+    shared.pop(place, None)
+    path.unlink(missing_ok=True)
+
+
+def _import_loky() -> ModuleType:
+    try:
+        import loky  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingExtraError("loky", "processes") from error
+    return loky

@@ -1,0 +1,132 @@
+"""Processes of this machine: the answers of one thread, shared arrays in files, failures that are said."""
+
+import importlib.util
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nettrim
+from nettrim.blocks import split
+from nettrim.errors import InputError
+from nettrim.executors import ClusterError, LocalExecutor, Processes
+from nettrim.executors.base import Held
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("loky") is None, reason="no loky")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with Processes(2) as executor:
+        yield executor
+
+
+def trimmed(executor, checkpoint=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 6))
+    options = {"epsilon": 0.2, "budget": "neuron", "progress": False, **options}
+    return nettrim.trim(model, torch.randn(200, 12), executor=executor, checkpoint=checkpoint, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"scheme": "cascade"}, {"budget": "layer"}], ids=str)
+def test_the_answer_is_that_of_one_thread(processes, monkeypatch, tmp_path, same, options):
+    monkeypatch.setattr(split, "_ROWS", 4)
+    monkeypatch.setattr(split, "_JOINT_ROWS", 7)
+    assert same(trimmed(LocalExecutor(1), **options), trimmed(processes, tmp_path, **options))
+    assert not processes._shared
+    assert not any(path.stat().st_size > 2000 for path in Path(processes._folder).iterdir())  # no samples are left
+
+
+def test_shared_tensors_are_written_once_and_let_go(processes):
+    tensor = processes.share(torch.arange(200000.0).reshape(2, -1))
+    assert processes.share(tensor) is tensor
+    (array,) = processes._shared.values()
+    assert Path(array.path).stat().st_size == 800000
+    views = [tensor, tensor[1], tensor[:, :3]]
+    results = dict(processes.map(torch.sum, views))
+    assert [float(results[place]) for place in range(3)] == [float(view.sum()) for view in views]
+    del tensor, views
+    assert not processes._shared
+    assert not Path(array.path).exists()
+
+
+@dataclass(frozen=True)
+class Adding:
+    """An item that carries what is held; `smaller` halves it."""
+
+    held: Held | None
+    more: float
+    size: int = 8
+
+    def smaller(self):
+        return replace(self, size=self.size // 2) if self.size > 1 else None
+
+
+def add(item):
+    held = Held({"sum": item.held.value["sum"] + item.more})
+    return float(held.value["sum"].sum()), held
+
+
+def test_what_is_held_goes_from_worker_to_worker(processes):
+    start = torch.ones(3000)
+    held, total = processes.hold({"sum": processes.share(start)}), 0.0
+    for more in (1.0, 2.0, 3.0):
+        ((_, (total, held)),) = processes.map(add, [Adding(held, more)])
+    assert total == 3000 * 7
+    assert torch.equal(processes.fetch(held)["sum"], start + 6)
+    path = Path(held.value.reference.path)
+    assert path.exists()
+    del held
+    assert not path.exists()
+
+
+def test_items_may_come_of_results(processes, taking):
+    ready, seen = [1], []
+    for _, result in processes.map(abs, taking(ready)):
+        seen.append(result)
+        ready.extend(child for child in (2 * result, 2 * result + 1) if child < 8)
+    assert sorted(seen) == list(range(1, 8))
+
+
+def picky(item):
+    if item.size > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item.size
+
+
+def test_an_item_whose_worker_is_killed_is_run_again_in_smaller_pieces():
+    with Processes(1) as executor:
+        assert dict(executor.map(picky, [Adding(None, 0.0), Adding(None, 0.0, 1)])) == {0: 2, 1: 1}
+
+
+def test_workers_that_are_killed_again_and_again_are_an_error():
+    with Processes(1) as executor, pytest.raises(ClusterError, match="killed 3 times during 'item 0'"):
+        list(executor.map(os._exit, [1]))
+
+
+def test_a_failure_names_the_item_and_others_can_follow():
+    with Processes(2) as executor:
+        with pytest.raises(torch.linalg.LinAlgError) as caught:
+            list(executor.map(torch.linalg.cholesky, [torch.eye(2), -torch.eye(2)]))
+        assert "'item 1'" in caught.value.__notes__[0]
+        assert dict(executor.map(abs, [-3])) == {0: 3}
+
+
+def test_nothing_stays_behind(tmp_path):
+    executor = Processes(1, folder=str(tmp_path))
+    kept = executor.share(torch.ones(5))
+    assert len(list(tmp_path.rglob("*"))) == 2
+    executor.close()
+    del executor
+    assert not list(tmp_path.iterdir())
+    del kept
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": True}, {"folder": "not/there"}], ids=str)
+def test_options_are_checked(options):
+    with pytest.raises(InputError, match=f"`{next(iter(options))}` should be"):
+        Processes(**options)
