@@ -72,8 +72,8 @@ bench-scale: setup ## fit the cost model of docs/scale.md and try it on larger b
 bench-kill: setup ## kill and resume 30 trims at random moments
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_loop.py
 
-bench-ray: setup ## overhead of two Ray workers over two threads and one process, on a quiet machine
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_overhead.py
+bench-ray: setup ## threads, processes and Ray workers beside one thread, on a quiet machine with two cores
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ray_overhead.py $(BENCH_ARGS)
 
 check: lint types contract test ## all checks
 
