@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,10 +81,52 @@ def test_what_is_held_goes_from_worker_to_worker(processes):
         ((_, (total, held)),) = processes.map(add, [Adding(held, more)])
     assert total == 3000 * 7
     assert torch.equal(processes.fetch(held)["sum"], start + 6)
-    path = Path(held.value.reference.path)
+    (array,) = held.value.reference.arrays
+    path = Path(array.path)
     assert path.exists()
     del held
     assert not path.exists()
+
+
+def test_empty_arrays_and_flags_are_held_too(processes):
+    value = {
+        "none": torch.zeros(0, 3),
+        "flags": torch.tensor([True, False]),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+    }
+    back = processes.fetch(processes.hold(value))
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in value.items())
+
+
+DRIVER = """
+import sys, time
+from nettrim.executors import Processes
+executor = Processes(1)
+for _, worker in executor.map(eval, ["__import__('os').getpid()"]):
+    print(worker, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_end_when_their_driver_is_killed():
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", DRIVER], **quiet) as driver:
+        worker = int(driver.stdout.readline())
+        assert alive(worker)
+        driver.kill()
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit and alive(worker):
+        time.sleep(0.2)
+    assert not alive(worker)
+
+
+def alive(process):
+    """Whether it runs; one that ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_items_may_come_of_results(processes, taking):

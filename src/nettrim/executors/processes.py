@@ -6,9 +6,11 @@ all items read are written to a temporary file once, and every worker maps that 
 
 from __future__ import annotations
 
-import pickle
+import os
 import shutil
 import tempfile
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -32,29 +34,35 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _TRIES = 3  # of an item whose workers are killed
+_LOOK = 2.0  # seconds between a worker's looks for its parent
 _IDLE = 600  # seconds after which a worker without work ends
 
 
 @dataclass(frozen=True)
 class _Array:
-    """A shared array in a file."""
+    """An array in a file."""
 
     path: str
     dtype: str
-    size: int
+    shape: tuple[int, ...]
 
     def open(self) -> np.ndarray:
-        return np.memmap(self.path, self.dtype, "r", shape=(self.size,))
+        """The array, read-only and not read before it is used."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", shape=self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Value:
-    """A held value in a file, without its tensors: those are in the arrays beside it."""
+    """A held value without its tensors, and the files of those."""
 
-    path: str
+    skeleton: Any
+    arrays: tuple[_Array, ...]
 
-    def open(self) -> tuple[Any, tuple[Any, ...]]:
-        return pickle.loads(Path(self.path).read_bytes())  # noqa: S301  # of this executor's own folder
+    def open(self) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """As `put_back` takes it."""
+        return self.skeleton, tuple(array.open() for array in self.arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,19 +118,17 @@ class Processes:
         tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
         place = tensor.untyped_storage().data_ptr()
         if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
-            array = to_array(tensor).reshape(-1)
-            path = self._write(array.data)
-            self._shared[place] = _Array(str(path), array.dtype.str, array.size)
-            weakref.finalize(tensor, _forget, self._shared, place, path)
+            self._shared[place] = array = self._write(to_array(tensor).reshape(-1))
+            weakref.finalize(tensor, _forget, self._shared, place, array)
         return tensor
 
     def hold(self, value: Any) -> Held:
-        """Put `value` into a file."""
+        """Put `value` into files."""
         references: list[Any] = []
         return self._held(without_shared(value, self._shared, references), tuple(references))
 
     def fetch(self, held: Held) -> Any:
-        """The value from its file."""
+        """The value from its files."""
         remote = held.value
         skeleton, arrays = remote.reference.open()
         return put_back(skeleton, arrays, [array.open() for array in remote.shared], copies=True)
@@ -173,7 +179,9 @@ class Processes:
 
     def _submit(self, function: Callable[[Any], Any], sent: _Sent, pending: dict[Future[Any], _Sent]) -> None:
         if self._pool is None:
-            self._pool = self._loky.ProcessPoolExecutor(self._workers, timeout=_IDLE)
+            self._pool = self._loky.ProcessPoolExecutor(
+                self._workers, timeout=_IDLE, initializer=_watch, initargs=(os.getpid(),)
+            )
         pending[self._pool.submit(_work, function, *pack(sent.item, self._shared))] = sent
 
     def _result(self, future: Future[Any], sent: _Sent) -> Any:
@@ -186,20 +194,21 @@ class Processes:
         return replaced(result, Place, lambda _: self._held(left, ()))
 
     def _held(self, parts: tuple[Any, tuple[Any, ...]], shared: tuple[Any, ...]) -> Held:
-        path = self._write(pickle.dumps(parts, protocol=pickle.HIGHEST_PROTOCOL))
-        reference = _Value(str(path))
-        weakref.finalize(held := Held(Remote(reference, shared)), path.unlink, missing_ok=True)
+        skeleton, arrays = parts
+        files = tuple(self._write(array) for array in arrays)
+        held = Held(Remote(_Value(skeleton, files), shared))
+        weakref.finalize(held, _remove, files)
         return held
 
-    def _write(self, content: Any) -> Path:
+    def _write(self, array: np.ndarray) -> _Array:
         path = Path(self._folder) / str(next(self._names))
         try:
-            path.write_bytes(content)
+            array.tofile(path)
         except OSError as error:
             path.unlink(missing_ok=True)
             cure = "Give `folder`, or the environment variable TMPDIR, a folder with more room."
             raise ClusterError(should("folder", "able to hold the samples", str(error), cure)) from error
-        return path
+        return _Array(str(path), array.dtype.str, array.shape)
 
     def _end(self) -> None:
         """Kill the processes: what they do is not wanted any more."""
@@ -224,9 +233,25 @@ def _work(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...]
     return run(function, skeleton, arrays, *(reference.open() for reference in references))
 
 
-def _forget(shared: dict[int, _Array], place: int, path: Path) -> None:
+def _watch(parent: int) -> None:
+    """End this worker when the process that it works for is gone, killed before it could say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _forget(shared: dict[int, _Array], place: int, array: _Array) -> None:
     shared.pop(place, None)
-    path.unlink(missing_ok=True)
+    _remove((array,))
+
+
+def _remove(arrays: tuple[_Array, ...]) -> None:
+    for array in arrays:
+        Path(array.path).unlink(missing_ok=True)
 
 
 def _import_loky() -> ModuleType:
