@@ -153,7 +153,7 @@ def test_a_failure_is_raised_with_the_remote_traceback(ray):
     notes = "\n".join(caught.value.__notes__)
     assert "'item 1'" in notes
     assert "On the worker:" in notes
-    assert "ray_cluster.py" in notes
+    assert "parcel.py" in notes
 
 
 def test_what_no_machine_has_is_refused_at_once(cluster):
