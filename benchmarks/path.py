@@ -3,7 +3,7 @@
     make bench-path    (or: OMP_NUM_THREADS=1 python benchmarks/path.py [--rows 64] [--epsilons 10] [--budgets neuron])
 
 CPU time of the process on one thread, of layer 2 of the small network: each program warm-started from the one before,
-as `solve_path` does, and then alone, so that other work on the machine disturbs both alike. Writes results/path.json,
+as `solve_path` has it, and then alone, so that other work on the machine disturbs both alike. Writes results/path.json,
 which the solver's page reads.
 """
 
@@ -19,8 +19,8 @@ import torch
 from cases import CONSTRAINTS
 from problems import layer_case, net
 
-from nettrim.solvers import Hybrid, Solution, Start, solve
-from nettrim.solvers.hybrid import Carried
+from nettrim.solvers import solve
+from nettrim.solvers.solve import walk_path
 
 RESULT = Path(__file__).parent / "results" / "path.json"
 TOLERANCE = 1e-4
@@ -30,14 +30,13 @@ def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, ob
     """Seconds of every step of the path, and of every program alone, with how many neurons each left uncertified."""
     case = layer_case(net("small"), 1, 1.0, constraint, budget=budget, rows=rows)
     shares = torch.logspace(-1.699, -0.699, count).tolist()
-    solver, carried = Hybrid(), Carried()
-    warm: Solution | None = None
+    epsilons = [share * case.program.epsilon for share in shares]
+    steps = walk_path(case.program, epsilons, TOLERANCE)
     path, single, uncertified = [], [], 0
-    for share in shares:
-        program = replace(case.program, epsilon=share * case.program.epsilon)
+    for epsilon in epsilons:
+        program = replace(case.program, epsilon=epsilon)
         began = time.process_time()
-        start = None if warm is None else Start(warm.weight, warm.dual)
-        warm = solver.solve(program, TOLERANCE, None, start, carried)
+        warm = next(steps)
         path.append(round(time.process_time() - began, 3))
         began = time.process_time()
         alone = solve(program, TOLERANCE)

@@ -1,6 +1,14 @@
-"""What the tests of all executors use."""
+"""What the tests of all executors use; what they send to workers stands in `items`, which workers import, too."""
+
+import os
+import sys
+from pathlib import Path
 
 import pytest
+
+_HERE = str(Path(__file__).resolve().parent)
+sys.path.insert(0, _HERE)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
 
 
 class Taking:

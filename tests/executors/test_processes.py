@@ -2,22 +2,20 @@
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from items import Adding, add, picky
 from torch import nn
 
 import nettrim
 from nettrim.blocks import split
 from nettrim.errors import InputError
 from nettrim.executors import ClusterError, LocalExecutor, Processes
-from nettrim.executors.base import Held
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("loky") is None, reason="no loky")
 
@@ -55,23 +53,6 @@ def test_shared_tensors_are_written_once_and_let_go(processes):
     del tensor, views
     assert not processes._shared
     assert not Path(array.path).exists()
-
-
-@dataclass(frozen=True)
-class Adding:
-    """An item that carries what is held; `smaller` halves it."""
-
-    held: Held | None
-    more: float
-    size: int = 8
-
-    def smaller(self):
-        return replace(self, size=self.size // 2) if self.size > 1 else None
-
-
-def add(item):
-    held = Held({"sum": item.held.value["sum"] + item.more})
-    return float(held.value["sum"].sum()), held
 
 
 def test_what_is_held_goes_from_worker_to_worker(processes):
@@ -135,12 +116,6 @@ def test_items_may_come_of_results(processes, taking):
         seen.append(result)
         ready.extend(child for child in (2 * result, 2 * result + 1) if child < 8)
     assert sorted(seen) == list(range(1, 8))
-
-
-def picky(item):
-    if item.size > 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item.size
 
 
 def test_an_item_whose_worker_is_killed_is_run_again_in_smaller_pieces():

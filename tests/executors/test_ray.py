@@ -2,19 +2,17 @@
 
 import importlib.util
 import os
-import signal
 import time
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from items import Adding, add, picky
 from torch import nn
 
 import nettrim
 from nettrim.blocks import split
 from nettrim.errors import InputError
 from nettrim.executors import ClusterError, LocalExecutor, Ray, ray_cluster
-from nettrim.executors.base import Held
 from nettrim.executors.ray_cluster import _import_ray
 
 pytestmark = [
@@ -83,23 +81,6 @@ def test_shared_tensors_are_put_once_and_let_go(ray):
     assert not ray._shared
 
 
-@dataclass(frozen=True)
-class Adding:
-    """An item that carries what is held; `smaller` halves it."""
-
-    held: Held | None
-    more: float
-    size: int = 8
-
-    def smaller(self):
-        return replace(self, size=self.size // 2) if self.size > 1 else None
-
-
-def add(item):
-    held = Held({"sum": item.held.value["sum"] + item.more})
-    return float(held.value["sum"].sum()), held
-
-
 def test_what_is_held_stays_in_the_object_store(ray, monkeypatch):
     """The first value is put once, the others are left where they were made: the driver sees the sums alone."""
     start = torch.ones(300000)
@@ -127,12 +108,6 @@ def test_items_may_come_of_results(ray, taking):
         seen.append(result)
         ready.extend(child for child in (2 * result, 2 * result + 1) if child < 8)
     assert sorted(seen) == list(range(1, 8))
-
-
-def picky(item):
-    if item.size > 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item.size
 
 
 def refuse(item):

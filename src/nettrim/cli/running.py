@@ -55,7 +55,7 @@ class Where:
             chosen = Shard.parse(shard, wait=wait or 0.0, executor=chosen, captures=spread)
         elif wait is not None:
             raise InputError(should("--wait", "given with --shard I/N", f"{wait:g}"))
-        if spread and not (chosen is not None and chosen.captures):
+        if spread and (chosen is None or not chosen.captures):
             cure = "In one process there is nothing to spread."
             raise InputError(should("--spread-data", "given with --executor ray or --shard I/N", "neither", cure))
         return cls(device, chosen, checkpoint, None if memory is None else parse_bytes(memory))

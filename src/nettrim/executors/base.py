@@ -98,6 +98,15 @@ def attempt(function: Callable[[Item], Result], item: Item) -> Result:
             torch.cuda.empty_cache()
 
 
+def attempt_named(function: Callable[[Item], Result], item: Item, index: int) -> Result:
+    """As `attempt`; a failure has a note of which item it was."""
+    try:
+        return attempt(function, item)
+    except Exception as error:
+        error.add_note(f"While working on {name_of(item, index)!r}.")
+        raise
+
+
 def smaller(item: Item, error: Exception) -> Item:
     """The same work in smaller pieces. Raises OutOfMemory where there are none."""
     shrink: Any = getattr(item, "smaller", None)

@@ -14,27 +14,25 @@ import torch
 from torch import Tensor
 
 from nettrim.errors import InputError, should
-from nettrim.executors.base import Held, attempt, name_of
+from nettrim.executors.base import Held, attempt_named
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class LocalExecutor:
-    """A pool of threads over items; inline in the calling thread when `workers` is 1.
-
-    torch releases the interpreter lock in its kernels, and one torch thread an item beats several
-    inside one item (no waiting on spinning threads when the machine is shared). Both modes run with
-    one torch thread, so results do not depend on `workers`. On Ctrl-C, or when an item fails, the exception is raised
-    at once, no further item starts, and those running are told to stop.
-    """
+class OneMachine:
+    """What the executors of this machine alone have in common."""
 
     def __init__(self, workers: int | None = None) -> None:
-        """`workers`: threads; None takes the processors this process may use.
+        """`workers`: at the same time; None takes the processors this process may use.
 
         Raises InputError unless it is a whole number >= 1.
         """
-        self._workers = worker_count(workers)
+        if workers is None:
+            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+            raise InputError(should("workers", "a whole number >= 1", repr(workers)))
+        self._workers = workers
 
     @property
     def workers(self) -> int:
@@ -45,6 +43,20 @@ class LocalExecutor:
     def captures(self) -> bool:
         """False: this process has all samples."""
         return False
+
+    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
+        """function(item) in the calling thread, with as many torch threads as it has."""
+        return attempt_named(function, item, 0)
+
+
+class LocalExecutor(OneMachine):
+    """A pool of threads over items; inline in the calling thread when `workers` is 1.
+
+    torch releases the interpreter lock in its kernels, and one torch thread an item beats several
+    inside one item (no waiting on spinning threads when the machine is shared). Both modes run with
+    one torch thread, so results do not depend on `workers`. On Ctrl-C, or when an item fails, the exception is raised
+    at once, no further item starts, and those running are told to stop.
+    """
 
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor itself: threads share memory."""
@@ -58,10 +70,6 @@ class LocalExecutor:
         """The value itself."""
         return held.value
 
-    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
-        """function(item) in the calling thread, with as many torch threads as it has."""
-        return _call(function, item, 0)
-
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """(index, function(item)) in order of completion; see `Executor.map`."""
         return self._inline(function, items) if self._workers == 1 else self._pooled(function, items)
@@ -69,7 +77,7 @@ class LocalExecutor:
     def _inline(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         for index, item in enumerate(items):
             with _one_torch_thread():
-                result = _call(function, item, index)
+                result = attempt_named(function, item, index)
             yield index, result
 
     def _pooled(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
@@ -80,7 +88,7 @@ class LocalExecutor:
         def call(item: Item, index: int) -> Result:
             busy.add(threading.get_ident())
             try:
-                return _call(function, item, index)
+                return attempt_named(function, item, index)
             finally:
                 busy.discard(threading.get_ident())
 
@@ -105,23 +113,6 @@ class LocalExecutor:
         finally:
             pool.shutdown(wait=False)
             torch.set_num_threads(threads)
-
-
-def worker_count(asked: int | None) -> int:
-    """The number asked for, or of the processors this process may use. Raises InputError unless whole and >= 1."""
-    if asked is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise InputError(should("workers", "a whole number >= 1", repr(asked)))
-    return asked
-
-
-def _call(function: Callable[[Item], Result], item: Item, index: int) -> Result:
-    try:
-        return attempt(function, item)
-    except Exception as error:
-        error.add_note(f"While working on {name_of(item, index)!r}.")
-        raise
 
 
 def _stop(thread: int) -> None:

@@ -6,15 +6,17 @@ a file. A parcel is (skeleton, arrays, references); the worker finds the referen
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nettrim.executors.base import Held, attempt
-from nettrim.executors.swap import Place, Slot, put_back, replaced, take_out
+from nettrim.executors.swap import Place, Slot, put_back, replaced, take_out, to_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +27,29 @@ class Remote:
     shared: tuple[Any, ...] = ()
 
 
-def without_shared(value: Any, shared: Mapping[int, Any], references: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """(value without its tensors, arrays); those that are views of memory in `shared`, references by address, are
-    added to the references."""
+def share(
+    tensor: Tensor,
+    shared: dict[int, Any],
+    put: Callable[[np.ndarray], Any],
+    drop: Callable[[Any], object] = lambda reference: None,
+) -> Tensor:
+    """The tensor, contiguous; its memory is `put` once, and its reference is in `shared` by address while it lives."""
+    tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+    place = tensor.untyped_storage().data_ptr()
+    if tensor.numel() and tensor.storage_offset() == 0 and place not in shared:
+        shared[place] = put(to_array(tensor).reshape(-1))
+        weakref.finalize(tensor, _let_go, shared, place, drop)
+    return tensor
+
+
+def pack(value: Any, shared: Mapping[int, Any]) -> tuple[Any, tuple[Any, ...], list[Any]]:
+    """The parcel of an item, or of what is to be held; what it holds itself (`Held` of a `Remote`) and views of memory
+    in `shared`, references by address, go as references."""
+    references: list[Any] = []
+
+    def place(held: Held) -> Place:
+        remote = held.value
+        return Place(_number(references, remote.reference), tuple(_number(references, x) for x in remote.shared))
 
     def find(tensor: Tensor) -> Slot | None:
         reference = shared.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
@@ -37,18 +59,7 @@ def without_shared(value: Any, shared: Mapping[int, Any], references: list[Any])
         number = _number(references, reference)
         return Slot(number, tensor.dtype, True, shape, stride, int(tensor.storage_offset()))
 
-    return take_out(value, find)
-
-
-def pack(item: Any, shared: Mapping[int, Any]) -> tuple[Any, tuple[Any, ...], list[Any]]:
-    """The parcel of an item; what it holds (`Held` of a `Remote`) goes as a reference."""
-    references: list[Any] = []
-
-    def place(held: Held) -> Place:
-        remote = held.value
-        return Place(_number(references, remote.reference), tuple(_number(references, x) for x in remote.shared))
-
-    skeleton, arrays = without_shared(replaced(item, Held, place), shared, references)
+    skeleton, arrays = take_out(replaced(value, Held, place), find)
     return skeleton, arrays, references
 
 
@@ -68,6 +79,11 @@ def run(function: Callable[[Any], Any], skeleton: Any, arrays: tuple[Any, ...], 
     result = attempt(function, replaced(put_back(skeleton, arrays, references), Place, found))
     result = take_out(replaced(result, Held, leave))
     return result, left[0] if left else None
+
+
+def _let_go(shared: dict[int, Any], place: int, drop: Callable[[Any], object]) -> None:
+    if place in shared:
+        drop(shared.pop(place))
 
 
 def _number(references: list[Any], reference: Any) -> int:

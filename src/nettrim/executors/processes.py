@@ -26,9 +26,9 @@ from torch import Tensor
 
 from nettrim.errors import InputError, MissingExtraError, should
 from nettrim.executors.base import ClusterError, Held, OutOfMemory, name_of, smaller
-from nettrim.executors.local import LocalExecutor, worker_count
-from nettrim.executors.parcel import Remote, pack, run, without_shared
-from nettrim.executors.swap import Place, put_back, replaced, to_array
+from nettrim.executors.local import OneMachine
+from nettrim.executors.parcel import Remote, pack, run, share
+from nettrim.executors.swap import Place, put_back, replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,6 +51,10 @@ class _Array:
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", shape=self.shape)
+
+    def remove(self) -> None:
+        """Delete the file; who has it open keeps what is in it."""
+        Path(self.path).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +79,7 @@ class _Sent:
     lost: int = 0
 
 
-class Processes:
+class Processes(OneMachine):
     """Runs items in processes of this machine; the answers are those of one thread.
 
     The processes start with the first item and serve until `close`, the end of a `with` block, or of this process;
@@ -90,7 +94,7 @@ class Processes:
         folder: where the temporary files go, as large as the samples of the layers at work; None: the system's.
         Raises MissingExtraError without loky, InputError for the arguments.
         """
-        self._workers = worker_count(workers)
+        super().__init__(workers)
         self._loky = _import_loky()
         if folder is not None and not Path(folder).is_dir():
             raise InputError(should("folder", "a directory, or None", repr(folder)))
@@ -100,42 +104,23 @@ class Processes:
         self._shared: dict[int, _Array] = {}  # by the address of the memory they are copies of
         self._pool: Any = None
 
-    @property
-    def workers(self) -> int:
-        """How many items run at the same time."""
-        return self._workers
-
-    @property
-    def captures(self) -> bool:
-        """False: this process has all samples."""
-        return False
-
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor, contiguous; items that carry it or views of it carry the name of a file.
 
         Raises ClusterError where there is no room for the file.
         """
-        tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
-            self._shared[place] = array = self._write(to_array(tensor).reshape(-1))
-            weakref.finalize(tensor, _forget, self._shared, place, array)
-        return tensor
+        return share(tensor, self._shared, self._write, _Array.remove)
 
     def hold(self, value: Any) -> Held:
         """Put `value` into files."""
-        references: list[Any] = []
-        return self._held(without_shared(value, self._shared, references), tuple(references))
+        skeleton, arrays, references = pack(value, self._shared)
+        return self._held(skeleton, arrays, tuple(references))
 
     def fetch(self, held: Held) -> Any:
         """The value from its files."""
         remote = held.value
         skeleton, arrays = remote.reference.open()
         return put_back(skeleton, arrays, [array.open() for array in remote.shared], copies=True)
-
-    def one(self, function: Callable[[Item], Result], item: Item) -> Result:
-        """function(item) in this process, with as many torch threads as it has."""
-        return LocalExecutor(1).one(function, item)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """(index, function(item)) in order of completion; see `Executor.map`.
@@ -191,10 +176,9 @@ class Processes:
             error.add_note(f"While working on {sent.name!r}.")
             raise
         result = put_back(skeleton, arrays)
-        return replaced(result, Place, lambda _: self._held(left, ()))
+        return replaced(result, Place, lambda _: self._held(left[0], left[1], ()))
 
-    def _held(self, parts: tuple[Any, tuple[Any, ...]], shared: tuple[Any, ...]) -> Held:
-        skeleton, arrays = parts
+    def _held(self, skeleton: Any, arrays: tuple[np.ndarray, ...], shared: tuple[Any, ...]) -> Held:
         files = tuple(self._write(array) for array in arrays)
         held = Held(Remote(_Value(skeleton, files), shared))
         weakref.finalize(held, _remove, files)
@@ -244,14 +228,9 @@ def _watch(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _forget(shared: dict[int, _Array], place: int, array: _Array) -> None:
-    shared.pop(place, None)
-    _remove((array,))
-
-
 def _remove(arrays: tuple[_Array, ...]) -> None:
     for array in arrays:
-        Path(array.path).unlink(missing_ok=True)
+        array.remove()
 
 
 def _import_loky() -> ModuleType:

@@ -11,7 +11,6 @@ import os
 import secrets
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,9 +19,9 @@ from typing import Any, Self, TypeVar
 from torch import Tensor
 
 from nettrim.errors import InputError, MissingExtraError, should
-from nettrim.executors.base import ClusterError, Held, OutOfMemory, attempt, name_of, smaller
-from nettrim.executors.parcel import Remote, pack, run, without_shared
-from nettrim.executors.swap import Place, put_back, replaced, to_array
+from nettrim.executors.base import ClusterError, Held, OutOfMemory, attempt_named, name_of, smaller
+from nettrim.executors.parcel import Remote, pack, run, share
+from nettrim.executors.swap import Place, put_back, replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -111,18 +110,13 @@ class Ray:
     def share(self, tensor: Tensor) -> Tensor:
         """The tensor, contiguous; items that carry it or views of it carry a reference to the object store's copy."""
         self._start()
-        tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        if tensor.numel() and tensor.storage_offset() == 0 and place not in self._shared:
-            self._shared[place] = self._ray.put(to_array(tensor).reshape(-1))
-            weakref.finalize(tensor, self._shared.pop, place, None)
-        return tensor
+        return share(tensor, self._shared, self._ray.put)
 
     def hold(self, value: Any) -> Held:
         """Put `value` into the object store."""
         self._start()
-        references: list[Any] = []
-        return Held(Remote(self._ray.put(without_shared(value, self._shared, references)), tuple(references)))
+        skeleton, arrays, references = pack(value, self._shared)
+        return Held(Remote(self._ray.put((skeleton, arrays)), tuple(references)))
 
     def fetch(self, held: Held) -> Any:
         """The value from the object store. Raises ClusterError when it is lost and cannot be made again."""
@@ -139,11 +133,7 @@ class Ray:
         """function(item) on a GPU of the cluster, or where none was asked for in this process, with all its threads."""
         if self._gpus:
             return next(result for _, result in self.map(function, [item]))
-        try:
-            return attempt(function, item)
-        except Exception as error:
-            error.add_note(f"While working on {name_of(item, 0)!r}.")
-            raise
+        return attempt_named(function, item, 0)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """(index, function(item)) in order of completion; see `Executor.map`.

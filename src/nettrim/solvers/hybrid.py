@@ -73,13 +73,13 @@ class Hybrid:
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
-        carried = carried or Carried()
-        reduced = presolve(program, self.memory_budget, carried.reduced)
+        along = carried or Carried()
+        reduced = presolve(program, self.memory_budget, along.reduced)
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
-            design, curvatures = self._prepare(reduced, inner, carried)
+            design, curvatures = self._prepare(reduced, inner, along)
             for block in self._blocks(inner):
                 problem = make_problem(inner.rows(block), design)
                 rows = reduced.rows[block]
@@ -89,6 +89,8 @@ class Hybrid:
                 )
                 guess = None if warm is None else _guess(problem, warm, rows, reduced.columns)
                 outcome = solve_block(problem, tolerance, start, patience, curvatures.of(rows), guess)
+                if carried is None:  # no other program asks for them
+                    curvatures = Curvatures(curvatures.memory)
                 weight[rows[:, None], reduced.columns] = outcome.weight * problem.weight_scale
                 dual[:, rows] = outcome.dual.T * problem.dual_scale
                 for row, group in zip(rows.tolist(), problem.groups.tolist(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,14 +36,11 @@ def solve(
     Raises InputError for a tolerance outside (0, 1), DataError for an `initial` or `warm` of the wrong shape.
     """
     solver, moved, start = _ready(program, tolerance, solver, initial, memory_budget, device)
-    home = program.inputs.device
-    if warm is None:
-        return solver.solve(moved, tolerance, start).to(home)
-    if tuple(warm.weight.shape) != program.shape:
+    home, there = program.inputs.device, moved.inputs.device
+    if warm is not None and tuple(warm.weight.shape) != program.shape:
         raise DataError(should("warm", f"a solution of shape {program.shape}", f"shape {tuple(warm.weight.shape)}"))
-    if not isinstance(solver, Hybrid):
+    if warm is None or not isinstance(solver, Hybrid):
         return solver.solve(moved, tolerance, start).to(home)
-    there = moved.inputs.device
     return solver.solve(moved, tolerance, start, Start(warm.weight.to(there), warm.dual.to(there))).to(home)
 
 
@@ -65,12 +62,26 @@ def solve_path(
 
     Raises what `solve` raises, and InputError for a regularised program, which has no epsilon.
     """
+    options = {"solver": solver, "initial": initial, "memory_budget": memory_budget, "device": device}
+    return list(walk_path(program, epsilons, tolerance, **options))
+
+
+def walk_path(
+    program: Program,
+    epsilons: Sequence[Tensor | float],
+    tolerance: float = 1e-4,
+    *,
+    solver: Solver | None = None,
+    initial: Tensor | None = None,
+    memory_budget: int | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[Solution]:
+    """The solutions of `solve_path`, one after the other."""
     if isinstance(program, Program) and program.epsilon is None:
         raise InputError("`program` is regularised and has no epsilon to vary; build it with an epsilon.")
     solver, moved, start = _ready(program, tolerance, solver, initial, memory_budget, device)
     own = moved.epsilon
     assert own is not None
-    solutions: list[Solution] = []
     carried, warm = Carried(), None
     for epsilon in epsilons:
         values = torch.as_tensor(epsilon, dtype=torch.float64, device=own.device)
@@ -80,8 +91,7 @@ def solve_path(
             warm = Start(solution.weight, solution.dual)
         else:
             solution = solver.solve(changed, tolerance, start)
-        solutions.append(solution.to(program.inputs.device))
-    return solutions
+        yield solution.to(program.inputs.device)
 
 
 def _ready(
