@@ -16,7 +16,6 @@ from nettrim.blocks.identity import identity
 from nettrim.checkpoint import Checkpoint
 from nettrim.errors import InputError, ModelError, RecipeError, should
 from nettrim.executors.base import Executor
-from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard
 from nettrim.layerwise import LayerOutcome
 from nettrim.models.batches import Batch
@@ -29,6 +28,7 @@ from nettrim.report import Report
 from nettrim.results import Listener
 from nettrim.samples import Samples, split_samples
 from nettrim.saving import SavedTrim, save_trim
+from nettrim.schemes.automatic import running
 from nettrim.schemes.whole import trim_network
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def trim(
     with `seed`, the first ones of any other iterable. positions: of each sample, at most so many positions of a
     convolution or tokens, drawn with `seed`.
     holdout: None (a tenth of the data from 50 samples on), a fraction, or data of its own; measured on only.
-    executor: where layers and blocks of neurons are solved; None: threads of this process.
+    executor: where layers and blocks of neurons are solved; None: processes, threads or one thread of this machine,
+    whichever the work and what is installed call for (docs/scale.md).
     checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
     device: where programs are solved.
     memory_budget: bytes that the samples of a layer and a solver's working arrays may take, beside the model, the data
@@ -175,15 +176,19 @@ def trim(
         raise InputError(should("checkpoint", "given for a share", "None", cure))
     if checkpoint is not None:
         store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
+    alone = memory_budget is not None or _is_gpu(device)
     try:
-        with progress_listener(progress) as listener:
+        with (
+            progress_listener(progress) as listener,
+            running(executor, network.layers, recipe, samples.count, alone=alone) as chosen,
+        ):
             outcome = trim_network(
                 network,
                 samples.calibration,
                 samples.heldout,
                 recipe,
                 LayerWork(device, memory_budget),
-                executor or LocalExecutor(1 if _is_gpu(device) else None),
+                chosen,
                 listener,
                 store,
             )

@@ -13,7 +13,7 @@ from nettrim import api, saving
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import write_page
 from nettrim.errors import InputError, near, should
-from nettrim.executors import Executor, Processes, Ray, Shard
+from nettrim.executors import Executor, LocalExecutor, Processes, Ray, Shard
 from nettrim.recipe import Recipe
 from nettrim.results import Listener
 
@@ -23,7 +23,7 @@ class Where:
     """Where the work runs, and where finished blocks are kept."""
 
     device: str | None = None
-    executor: Executor | None = None  # None: threads of this process
+    executor: Executor | None = None  # None: whichever of this machine's fits
     checkpoint: Path | None = None
     memory_budget: int | None = None  # bytes
 
@@ -43,7 +43,9 @@ class Where:
         chosen: Executor | None = None
         if executor == "processes":
             chosen = Processes()
-        elif executor is not None and executor != "local":
+        elif executor == "local":
+            chosen = LocalExecutor()
+        elif executor is not None:
             if executor != "ray" and not executor.startswith("ray://"):
                 cure = near(executor, ("local", "processes", "ray", "ray://ADDRESS"))
                 known = "local, processes, ray or ray://ADDRESS"

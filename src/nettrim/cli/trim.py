@@ -57,8 +57,8 @@ def command(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Where programs are solved: cpu, cuda, cuda:1. "
         "\\[default: cpu]", rich_help_panel=_WHERE)] = None,
     executor: Annotated[str | None, typer.Option(metavar="NAME", help="local: threads of this process; "
-        "processes: as fast as this machine has cores; ray: a Ray cluster of its own; ray://ADDRESS: one that runs. "
-        "\\[default: local]", rich_help_panel=_WHERE)] = None,
+        "processes: of this machine; ray: a Ray cluster of its own; ray://ADDRESS: one that runs. "
+        "\\[default: processes or threads, as the work calls for]", rich_help_panel=_WHERE)] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep each finished block here, and go on "
         "from what is there: a killed run repeats at most one block a worker.", rich_help_panel=_WHERE)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="The same with the folder DIR.checkpoint.",

@@ -1,4 +1,4 @@
-"""The default executor: threads of this process, one torch thread each."""
+"""Threads of this process, one torch thread each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class OneMachine:
     """What the executors of this machine alone have in common."""
 
@@ -29,7 +34,7 @@ class OneMachine:
         Raises InputError unless it is a whole number >= 1.
         """
         if workers is None:
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = processors()
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise InputError(should("workers", "a whole number >= 1", repr(workers)))
         self._workers = workers
@@ -47,6 +52,15 @@ class OneMachine:
     def one(self, function: Callable[[Item], Result], item: Item) -> Result:
         """function(item) in the calling thread, with as many torch threads as it has."""
         return attempt_named(function, item, 0)
+
+    def close(self) -> None:
+        """End what was started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class LocalExecutor(OneMachine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Shard:
         executor: Executor | None = None,
         captures: bool = False,
     ) -> None:
-        """`executor` runs the share's own blocks; None: threads of this process.
+        """`executor` runs the share's own blocks; None: threads of this process, or what `nettrim.trim` finds better.
 
         captures: run the network on this share's batches only, and read the samples of other batches from the files of
         the other shares, which have to run at the same time, with a `wait`, or again.
@@ -54,6 +55,7 @@ class Shard:
             raise InputError(should("wait", "a number of seconds >= 0", repr(wait)))
         self.index, self.count, self.wait = index, count, float(wait)
         self._executor = executor or LocalExecutor()
+        self.free = executor is None  # to run elsewhere
         self._captures = captures
 
     @classmethod
@@ -63,6 +65,12 @@ class Shard:
         if match is None:
             raise InputError(should("shard", "i/n such as 1/4", repr(text)))
         return cls(int(match[1]), int(match[2]), wait=wait, executor=executor, captures=captures)
+
+    def on(self, executor: Executor) -> Self:
+        """The same share with another executor for its own blocks."""
+        share = copy(self)
+        share._executor, share.free = executor, False
+        return share
 
     @property
     def workers(self) -> int:

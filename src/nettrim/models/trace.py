@@ -7,6 +7,7 @@ sees every kernel, so that a weight read in a way the first did not explain is n
 
 from __future__ import annotations
 
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -291,6 +292,19 @@ class _Kernels(TorchDispatchMode):
                 return recorder.call(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # of torch: whether to keep its compiler, seconds to import, out of the above
+        return False
+
+
+class _KernelsBesideCompiler(_Kernels):
+    def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__torch_dispatch__(*args, **kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
 
 def record(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], listener: Listener | None = None, *, keep: bool
@@ -298,7 +312,8 @@ def record(
     """Run a module once and return what it did."""
     recorder = Recorder(module, listener or Listener(), keep=keep)
     inputs = tuple(recorder.assign(tensor) for tensor in {id(t): t for t in _tensors((args, kwargs))}.values())
-    with torch.no_grad(), _Functions(recorder), _Kernels(recorder):
+    kernels = _KernelsBesideCompiler if "torch._dynamo" in sys.modules else _Kernels
+    with torch.no_grad(), _Functions(recorder), kernels(recorder):
         result = module(*args, **kwargs)
     outputs = tuple(recorder.key(tensor) for tensor in _tensors_inside(result))
     raw = {name: tuple(uses) for name, uses in recorder.raw.items()}
