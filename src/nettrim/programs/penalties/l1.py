@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +40,8 @@ class EntryCosts(Penalty):
         """The costs as an array that broadcasts against `like` (out, in), in its dtype."""
         costs = torch.as_tensor(self.costs, dtype=like.dtype, device=like.device)
         try:
-            torch.broadcast_shapes(costs.shape, like.shape)
-        except RuntimeError:
+            np.broadcast_shapes(costs.shape, like.shape)
+        except ValueError:
             raise InputError(
                 should("costs", f"broadcastable to {tuple(like.shape)}", f"shape {tuple(costs.shape)}")
             ) from None
@@ -60,8 +61,7 @@ class EntryCosts(Penalty):
 
     def with_free_columns(self, columns: Tensor) -> Self:
         costs = torch.as_tensor(self.costs, dtype=torch.float64)
-        shape = torch.broadcast_shapes(costs.shape, columns.shape)
-        return self._with(torch.where(columns.to(costs.device), 0.0, costs.expand(shape)))
+        return self._with(torch.where(columns.to(costs.device), 0.0, costs))
 
     def to(self, like: Tensor) -> Self:
         return self._with(torch.as_tensor(self.costs, dtype=like.dtype, device=like.device))
