@@ -56,6 +56,7 @@ def fitting_executor(
     room = shutil.disk_usage(tempfile.gettempdir()).free
     spawns = find_spec("loky") is not None and not multiprocessing.current_process().daemon
     shared = sum(sizes[layer.name] * layer.weight.element_size() for layer in layers)
+    alone = alone or any(layer.weight.device.type != "cpu" for layer in layers)
     if not alone and neurons >= _NEURONS * shares and spawns and shared < room / 2:
         return Processes(workers)
     typical = sum(sizes[layer.name] * len(layer.weight) for layer in layers) / neurons
