@@ -90,7 +90,7 @@ class RowModel:
         """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
         support = ((self.signs != 0) | self.free).nonzero()[:, 0]
         self.support = support
-        sides = self.linear.new_zeros(len(self.features), 2)
+        sides = self.linear.new_zeros(2, len(self.features))
         moved = sides
         self.nu0 = self.nu1 = self.linear.new_zeros(0 if self.binding is None else len(self.binding))
         quadratic, linear = [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]
@@ -103,11 +103,11 @@ class RowModel:
                 solution = self._saddle(gram, rhs, self.hard[support])
             else:
                 solution = self._definite(gram, rhs)
-            sides[support] = solution
-            moved = rows.T @ solution
-            quadratic, linear = (solution.T @ moved[support]).tolist(), (here @ solution).tolist()
-        self.v0, self.v1 = sides[:, 0], sides[:, 1]
-        self.q0, self.q1 = self.linear - moved[:, 0], moved[:, 1]
+            sides[:, support] = solution.T
+            moved = solution.T @ rows
+            quadratic, linear = (moved[:, support] @ solution).tolist(), (here @ solution).tolist()
+        self.v0, self.v1 = sides
+        self.q0, self.q1 = self.linear - moved[0], moved[1]
         if self.binding is not None and len(self.binding):
             self.q0 = self.q0 - self.hard @ self.nu0
             self.q1 = self.q1 + self.hard @ self.nu1
@@ -119,9 +119,9 @@ class RowModel:
         self.dirty = False
 
     def _definite(self, gram: Tensor, rhs: Tensor) -> Tensor:
-        shifted = gram.clone()
-        shifted.diagonal().mul_(1 + 1e-13).add_(1e-300)
-        factor, info = torch.linalg.cholesky_ex(shifted)
+        """The solution; `gram` may be overwritten."""
+        gram.diagonal().mul_(1 + 1e-13).add_(1e-300)
+        factor, info = torch.linalg.cholesky_ex(gram)
         if not int(info):
             return torch.cholesky_solve(rhs, factor)
         if len(gram) > _LARGEST_SINGULAR:  # more weights than the samples that count can tell apart
