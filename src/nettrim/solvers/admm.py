@@ -20,6 +20,7 @@ RELAXATION = 1.7
 _TUNE_AT = (40, 80)
 _TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
 _RETRIES = (5.0, 0.2, 1.0)
+_SPANNED = 0.85  # of the initial weights' penalty: the least that the ridge fit of their responses has where they tell
 _TUNE_CLAMP = 3.0  # kept within this factor of the block's median
 
 
@@ -175,8 +176,12 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
 
 
 def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> Tensor:
-    """Each row's penalty at `initial` where that is finite, else a few times the least one that duality with r = target
-    allows."""
+    """Each row's penalty at `initial` where that tells something, else a few times the least one that duality with
+    r = target allows.
+
+    It tells nothing where the inputs leave many directions free, as fewer samples than inputs do: what `initial` has in
+    these changes no response. The ridge fit of its responses, (X'X + ratio I)^-1 X'X w, is then clearly smaller.
+    """
     correlation = problem.design.back(target)
     gauge = problem.penalty.gauge(correlation)
     gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
@@ -184,6 +189,10 @@ def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> 
     if initial is None:
         return least
     value = problem.penalty.value(initial)
+    design = problem.design
+    fit = initial - design.ratio * (initial @ design.inverse.to(initial))
+    if float(problem.penalty.value(fit).sum()) < _SPANNED * float(value.sum()):
+        return least
     if problem.penalty.couples_rows:
         value = (value.sum() / len(value)).expand_as(value)
     return torch.where(torch.isfinite(value), value, least)

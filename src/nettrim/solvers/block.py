@@ -27,6 +27,8 @@ _CHECKS = (60, 110, 180, 280)
 _STRICT_CHECKS = (110, 180, 280, 450)
 _DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
 _INTERIOR_CHECKS = 1  # checks after which groups still open leave ADMM for the interior-point method
+_CLOSING = 0.125  # share of the open groups that a check closes if the next one, too, is worth its iterations: ...
+_WIDE = 64  # ... from so many inputs on, where a central path costs many times as much
 _EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-programming solver
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
@@ -66,6 +68,7 @@ def solve_block(
         while block.state.iteration < target:
             block.state.step()
         share = len(block.rows) / problem.rows
+        before = int(block.open.sum())
         steps = block.improve(last=target == max_iterations)
         gemms += (2 * (target - done) + 4 * steps) * share
         done = target
@@ -73,7 +76,9 @@ def solve_block(
             block.solve_exact()
         if check <= _INTERIOR_CHECKS:
             gemms += block.take_apart()
-        if check >= _INTERIOR_CHECKS:
+        closed = before - int(block.open.sum())
+        promising = check < _DOUBT and problem.design.width >= _WIDE and closed >= _CLOSING * before
+        if check >= _INTERIOR_CHECKS and not promising:
             gemms += block.follow_path()
         if check >= _DOUBT or target == max_iterations:
             block.repair()
