@@ -184,14 +184,15 @@ def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> 
     """
     correlation = problem.design.back(target)
     gauge = problem.penalty.gauge(correlation)
-    gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))  # a penalty that is no norm has none
+    norm = bool((gauge > 0).any())  # a penalty that is none has no gauge, and no `least` of its own units
+    gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))
     least = 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)
     if initial is None:
         return least
     value = problem.penalty.value(initial)
     design = problem.design
     fit = initial - design.ratio * (initial @ design.inverse.to(initial))
-    if float(problem.penalty.value(fit).sum()) < _SPANNED * float(value.sum()):
+    if norm and float(problem.penalty.value(fit).sum()) < _SPANNED * float(value.sum()):
         return least
     if problem.penalty.couples_rows:
         value = (value.sum() / len(value)).expand_as(value)
