@@ -96,6 +96,17 @@ def test_the_initial_weights_are_the_last_resort() -> None:
         assert all(status.feasible for status in solution.status)
 
 
+def test_few_iterations_leave_the_central_path_its_turn() -> None:
+    """ADMM closes some of these neurons at every check; what it leaves at the last one is solved all the same."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 120, generator=generator).relu()
+    weight = torch.randn(24, 120, generator=generator)
+    responses = (inputs @ weight.T).relu()
+    wide = Program.relu(inputs, responses, 0.05 * responses.norm(dim=0), "strict", budget="neuron")
+    solution = Hybrid(max_iterations=180, rescue=False).solve(wide, 1e-4, weight)
+    assert all(status.certified for status in solution.status)
+
+
 def test_the_certificate_is_that_of_the_answer() -> None:
     for constraint in ("distance", "strict"):
         solution = solve(program(constraint))

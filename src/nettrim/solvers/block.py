@@ -77,7 +77,8 @@ def solve_block(
         if check <= _INTERIOR_CHECKS:
             gemms += block.take_apart()
         closed = before - int(block.open.sum())
-        promising = check < _DOUBT and problem.design.width >= _WIDE and closed >= _CLOSING * before
+        another = check < _DOUBT and target < max_iterations
+        promising = another and problem.design.width >= _WIDE and closed >= _CLOSING * before
         if check >= _INTERIOR_CHECKS and not promising:
             gemms += block.follow_path()
         if check >= _DOUBT or target == max_iterations:
