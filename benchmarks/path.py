@@ -3,7 +3,7 @@
     make bench-path    (or: OMP_NUM_THREADS=1 python benchmarks/path.py [--rows 64] [--epsilons 10] [--budgets neuron])
 
 CPU time of the process on one thread, of layer 2 of the small network: each program warm-started from the one before,
-as `solve_path` has it, and then alone, so that other work on the machine disturbs both alike. Writes results/path.json,
+as `solve_path` does, and then alone, so that other work on the machine disturbs both alike. Writes results/path.json,
 which the solver's page reads.
 """
 
@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from cases import CONSTRAINTS
 from problems import layer_case, net
+from torch import Tensor
 
-from nettrim.solvers import solve
-from nettrim.solvers.solve import walk_path
+from nettrim.solvers import solve, solve_path
 
 RESULT = Path(__file__).parent / "results" / "path.json"
 TOLERANCE = 1e-4
@@ -31,17 +32,20 @@ def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, ob
     case = layer_case(net("small"), 1, 1.0, constraint, budget=budget, rows=rows)
     shares = torch.logspace(-1.699, -0.699, count).tolist()
     epsilons = [share * case.program.epsilon for share in shares]
-    steps = walk_path(case.program, epsilons, TOLERANCE)
-    path, single, uncertified = [], [], 0
-    for epsilon in epsilons:
-        program = replace(case.program, epsilon=epsilon)
-        began = time.process_time()
-        warm = next(steps)
-        path.append(round(time.process_time() - began, 3))
-        began = time.process_time()
-        alone = solve(program, TOLERANCE)
-        single.append(round(time.process_time() - began, 3))
-        uncertified += sum(not state.certified for answer in (warm, alone) for state in answer.status)
+    path, single, answers = [], [], []
+
+    def timed() -> Iterator[Tensor]:
+        """The epsilons; the path asks for the next one when it is done with the last."""
+        for epsilon in epsilons:
+            began = time.process_time()
+            yield epsilon
+            path.append(round(time.process_time() - began, 3))
+            began = time.process_time()
+            answers.append(solve(replace(case.program, epsilon=epsilon), TOLERANCE))
+            single.append(round(time.process_time() - began, 3))
+
+    answers.extend(solve_path(case.program, timed(), TOLERANCE))
+    uncertified = sum(not state.certified for answer in answers for state in answer.status)
     ratio = sum(path) / (sum(single) / count)
     told = {"constraint": constraint, "budget": budget, "live": int(case.live.sum()), "epsilons": count}
     return told | {"path": path, "single": single, "ratio": round(ratio, 2), "uncertified": uncertified}

@@ -176,11 +176,11 @@ def trim(
         raise InputError(should("checkpoint", "given for a share", "None", cure))
     if checkpoint is not None:
         store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
-    alone = memory_budget is not None or _is_gpu(device)
+    alone = memory_budget is not None
     try:
         with (
             progress_listener(progress) as listener,
-            running(executor, network.layers, recipe, samples.count, alone=alone) as chosen,
+            running(executor, network.layers, recipe, samples.count, alone=alone, device=device) as chosen,
         ):
             outcome = trim_network(
                 network,
@@ -293,7 +293,3 @@ def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
         cure = "Give a tolerance such as epsilon=0.05, or a recipe."
         raise RecipeError(should("epsilon", "given", "None", cure))
     return Recipe(**given)
-
-
-def _is_gpu(device: str | torch.device | None) -> bool:
-    return device is not None and torch.device(device).type != "cpu"

@@ -65,6 +65,13 @@ class Room:
     free: int
 
 
+def test_one_thread_on_a_gpu():
+    """Large layers too, by the device that programs are solved on or by where the model is."""
+    assert fitting_executor([layer(300, 1000)], NEURON, 2000, device="cuda:0").workers == 1
+    there = Layer("0", "Linear", (300, 1000), "relu", torch.ones(300, 1000, device="meta"), None)
+    assert fitting_executor([there], NEURON, 2000).workers == 1
+
+
 def test_threads_where_the_layers_are_large(no_loky):
     assert fitting_executor([layer(300, 1000)], NEURON, 1000).workers == 1
     assert fitting_executor([layer(300, 1000)], NEURON, 2000).workers == 4

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import torch
+
 from nettrim.blocks.split import cuts, plan
 from nettrim.executors import Executor, LocalExecutor, Processes, Shard
 from nettrim.executors.local import processors
@@ -27,36 +29,49 @@ _POSITIONS = 1000  # taken for a convolution of which all positions are used
 
 @contextmanager
 def running(
-    executor: Executor | None, layers: Sequence[Layer], recipe: Recipe, samples: int, *, alone: bool
+    executor: Executor | None,
+    layers: Sequence[Layer],
+    recipe: Recipe,
+    samples: int,
+    *,
+    alone: bool,
+    device: str | torch.device | None = None,
 ) -> Iterator[Executor]:
     """The executor given; `fitting_executor`'s, until the end of the block, where none was, or a share without one."""
     shard = executor if isinstance(executor, Shard) and executor.free else None
     if executor is not None and shard is None:
         yield executor
         return
-    with fitting_executor(layers, recipe, samples, shares=1 if shard is None else shard.count, alone=alone) as own:
+    shares = 1 if shard is None else shard.count
+    with fitting_executor(layers, recipe, samples, shares=shares, alone=alone, device=device) as own:
         yield own if shard is None else shard.on(own)
 
 
 def fitting_executor(
-    layers: Sequence[Layer], recipe: Recipe, samples: int, *, shares: int = 1, alone: bool = False
+    layers: Sequence[Layer],
+    recipe: Recipe,
+    samples: int,
+    *,
+    shares: int = 1,
+    alone: bool = False,
+    device: str | torch.device | None = None,
 ) -> LocalExecutor | Processes:
     """An executor of this machine for a trim of `layers` on so many samples; answers do not depend on which.
 
     Processes from 256 neurons on, where loky is installed and the temporary folder has room for what they share; else
     threads where the layers are large, else one. Never more workers than blocks that can run at the same time.
-    `shares`: into how many the blocks are dealt. `alone`: keep to this process, whose memory is counted or whose GPU is
-    used.
+    On a GPU, of `device` or the model's own, it is one thread. `shares`: into how many the blocks are dealt. `alone`:
+    keep to this process, whose memory is counted.
     """
     workers = min(processors(), -(-_at_once(layers, recipe) // shares))
-    if workers < 2:
+    places = {torch.device(device or "cpu").type, *(layer.weight.device.type for layer in layers)}
+    if workers < 2 or places != {"cpu"}:
         return LocalExecutor(1)
     sizes = {layer.name: samples * _positions(layer, recipe) * layer.weight.shape[1] for layer in layers}
     neurons = sum(len(layer.weight) for layer in layers)
     room = shutil.disk_usage(tempfile.gettempdir()).free
     spawns = find_spec("loky") is not None and not multiprocessing.current_process().daemon
     shared = sum(sizes[layer.name] * layer.weight.element_size() for layer in layers)
-    alone = alone or any(layer.weight.device.type != "cpu" for layer in layers)
     if not alone and neurons >= _NEURONS * shares and spawns and shared < room / 2:
         return Processes(workers)
     typical = sum(sizes[layer.name] * len(layer.weight) for layer in layers) / neurons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -46,7 +46,7 @@ def solve(
 
 def solve_path(
     program: Program,
-    epsilons: Sequence[Tensor | float],
+    epsilons: Iterable[Tensor | float],
     tolerance: float = 1e-4,
     *,
     solver: Solver | None = None,
@@ -62,26 +62,12 @@ def solve_path(
 
     Raises what `solve` raises, and InputError for a regularised program, which has no epsilon.
     """
-    options = {"solver": solver, "initial": initial, "memory_budget": memory_budget, "device": device}
-    return list(walk_path(program, epsilons, tolerance, **options))
-
-
-def walk_path(
-    program: Program,
-    epsilons: Sequence[Tensor | float],
-    tolerance: float = 1e-4,
-    *,
-    solver: Solver | None = None,
-    initial: Tensor | None = None,
-    memory_budget: int | None = None,
-    device: torch.device | str | None = None,
-) -> Iterator[Solution]:
-    """The solutions of `solve_path`, one after the other."""
     if isinstance(program, Program) and program.epsilon is None:
         raise InputError("`program` is regularised and has no epsilon to vary; build it with an epsilon.")
     solver, moved, start = _ready(program, tolerance, solver, initial, memory_budget, device)
     own = moved.epsilon
     assert own is not None
+    solutions: list[Solution] = []
     carried, warm = Carried(), None
     for epsilon in epsilons:
         values = torch.as_tensor(epsilon, dtype=torch.float64, device=own.device)
@@ -91,7 +77,8 @@ def walk_path(
             warm = Start(solution.weight, solution.dual)
         else:
             solution = solver.solve(changed, tolerance, start)
-        yield solution.to(program.inputs.device)
+        solutions.append(solution.to(program.inputs.device))
+    return solutions
 
 
 def _ready(
