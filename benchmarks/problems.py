@@ -123,11 +123,19 @@ def layer_case(
     budget: str = "neuron",
     rows: int = 64,
     samples: int | None = None,
+    rank: int | None = None,
 ) -> Case:
-    """The first `rows` neurons of a layer, tolerance `relative` times the responses' norm (each neuron's, or joint)."""
+    """The first `rows` neurons of a layer, tolerance `relative` times the responses' norm (each neuron's, or joint).
+
+    `rank` replaces the inputs by the nearest of that rank, up to rounding, and the responses by what they give.
+    """
     inputs, weight = net.inputs[layer][:samples], net.weights[layer]
     responses = net.responses[layer][:samples]
     linear = layer == len(net.weights) - 1
+    if rank is not None:
+        inputs = nearest_of_rank(inputs, rank)
+        product = inputs @ weight.T
+        responses = product if linear else torch.relu(product)
 
     def program(neurons: Tensor) -> Program:
         some = responses[:, neurons]
@@ -141,7 +149,13 @@ def layer_case(
     spare = (program(others), weight[others]) if len(others) else None
     first = torch.arange(rows)
     name = f"{net.name}, layer {layer + 1}" + (" (linear)" if linear else "")
+    name += f", rank {rank}" if rank else ""
     return Case(name, constraint, f"{relative:g}", budget, program(first), weight[:rows], spare)
+
+
+def nearest_of_rank(inputs: Tensor, rank: int) -> Tensor:
+    left, sizes, right = torch.linalg.svd(inputs.double(), full_matrices=False)
+    return ((left[:, :rank] * sizes[:rank]) @ right[:rank]).to(inputs.dtype)
 
 
 def cascade_case(net: Net, inputs: Tensor, layer: int, variant: str, rows: int) -> Case:

@@ -10,6 +10,10 @@ from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import solve
 from nettrim.solvers.interior import Central, solve_interior
+from nettrim.solvers.interior import path as interior_path
+from nettrim.solvers.interior import solve as interior_solve
+from nettrim.solvers.interior.best import Best
+from nettrim.solvers.interior.path import Path
 from nettrim.solvers.polish import polish
 from nettrim.solvers.problem import Problem, make_problem
 
@@ -118,3 +122,82 @@ def test_nothing_is_claimed_of_an_infeasible_program() -> None:
     responses = torch.cat([torch.ones(10, 1), torch.zeros(10, 1)]).to(torch.float64)
     _, central = ends(Program.relu(inputs, responses, 1e-3, "strict"))
     assert bool((central.found.objective == torch.inf).all())
+
+
+def nearly_dead(samples: int, seed: int) -> Program:
+    """A response at few of many samples, the others bounded only from above."""
+    inputs, weight = normal(samples, 20, seed=seed).abs(), normal(1, 20, seed=seed + 1)
+    inputs[:, -1] = 1.0
+    weight[0, -1] -= (inputs @ weight.T)[:, 0].sort().values[-9]
+    responses = torch.relu(inputs @ weight.T)
+    return Program.relu(inputs, responses, 0.1 * float(responses.norm()), "strict", budget="neuron")
+
+
+@pytest.mark.parametrize("seed", [11, 13, 15])
+def test_samples_left_out_of_a_path_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = nearly_dead(1500, seed)
+    problem, some = ends(program)
+    assert_certified(program, problem, some.found.weight, some.found.dual)
+    assert int((some.found.dual != 0).sum()) < 500  # the path never looked at the others
+    monkeypatch.setattr(interior_solve, "_STAGES", ((0.1, 1000),))
+    _, every = ends(program)
+    assert float(some.found.objective) == pytest.approx(float(every.found.objective), rel=2 * TOLERANCE)
+    assert some.gemms < every.gemms
+
+
+def test_samples_that_an_answer_breaks_join_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too few samples at first, later ones go on from an early stage, on more."""
+    program = nearly_dead(1500, 11)
+    monkeypatch.setattr(interior_solve, "_STAGES", ((0.3, 0.1), (0.1, 0.2)))
+    monkeypatch.setattr(interior_solve, "_SCREENS", (0.3, 0.6, 1.2, 2.4, 4.8))
+    sizes: list[int] = []
+    follow = Path.follow
+
+    def seen(path: Path) -> tuple[Best, int]:
+        sizes.append(path.problem.design.samples)
+        return follow(path)
+
+    monkeypatch.setattr(Path, "follow", seen)
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)
+    assert len(sizes) > 1
+    assert sizes == sorted(sizes)
+
+
+def test_a_path_goes_on_where_it_was_when_samples_join() -> None:
+    program = nearly_dead(300, 17)
+    problem = make_problem(program)
+    few = torch.cat([(problem.lower == problem.upper)[0].nonzero()[:, 0], torch.arange(0, 300, 3)]).unique()
+    many = torch.cat([few, torch.arange(0, 300, 2)]).unique()
+    path = Path(problem.restrict(few), TOLERANCE, 300.0)
+    early = path.approach(0.1)
+    before, mu = (path.weight * path.size).clone(), path._complementarity()
+    wider = path.extended(problem.restrict(many), torch.searchsorted(many, few), TOLERANCE)
+    assert torch.allclose(wider.weight * wider.size, before, rtol=1e-12)
+    scale = float(path.size / wider.size)
+    assert float(wider._complementarity()) == pytest.approx(scale * float(mu), rel=1e-9)  # of old and new pairs alike
+    for pair in wider.pairs:
+        assert bool((pair.value[pair.mask] > 0).all())
+        assert bool((pair.dual[pair.mask] > 0).all())
+    best, _ = wider.follow()
+    alone, _ = Path(problem.restrict(many), TOLERANCE, 300.0).follow()
+    assert float(best.gap) <= TOLERANCE
+    assert float(best.objective) == pytest.approx(float(alone.objective), rel=2 * TOLERANCE)
+    same, later = path.extended(problem.restrict(few), torch.arange(len(few)), TOLERANCE).follow()
+    never, steps = Path(problem.restrict(few), TOLERANCE, 300.0).follow()
+    assert early + later == steps  # where none joins nothing changes
+    assert float(same.objective) == pytest.approx(float(never.objective), rel=1e-9)
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_correctors_lengthen_steps_and_lead_to_the_same_end(constraint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, values = [], []
+    monkeypatch.setattr(interior_path, "_WIDE", 1)
+    for correctors in (0, 2):
+        monkeypatch.setattr(interior_path, "_CORRECTORS", correctors)
+        _, central = ends(program_of(constraint))
+        steps.append(central.found.steps)
+        values.append(central.found.objective)
+        assert bool((central.found.gap <= TOLERANCE).all())
+    assert torch.allclose(*values, rtol=2 * TOLERANCE)
+    assert steps[1] <= steps[0]

@@ -14,7 +14,8 @@ w leaves one positive definite system a row,
     (X' D X + E^-1) dw = rhs,    D = 1 / ((alpha / (y - lower) + beta / (upper - y))^-1 + tau),    E = p/zp + q/zq,
 
 and a rank-one correction for R. Steps are Mehrotra's predictor and corrector from an infeasible start (Wright,
-Primal-Dual Interior-Point Methods, 1997, chapter 10).
+Primal-Dual Interior-Point Methods, 1997, chapter 10), lengthened by Gondzio's correctors. The path begins with the few
+samples that are near their bound, and others join it on its way.
 """
 
 from nettrim.solvers.interior.crossover import crossover as crossover

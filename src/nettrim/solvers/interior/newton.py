@@ -85,6 +85,12 @@ class System:
             damping,
         )  # fmt: skip
 
+    @property
+    def missed(self) -> Tensor:
+        """The largest difference of a row between a bound's distance and its slack, (rows,)."""
+        sides = zip(self.path.pairs[2:], self.residuals[2:], strict=True)
+        return torch.stack([torch.where(pair.mask, part.abs(), 0.0).amax(dim=1) for pair, part in sides]).amax(dim=0)
+
     def direction(self, mu: Tensor, bends: tuple[Tensor, ...]) -> Direction:
         """Towards products of size `mu` (groups,), less the second-order terms `bends`."""
         path = self.path

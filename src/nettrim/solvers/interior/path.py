@@ -12,7 +12,14 @@ from nettrim.solvers.interior.newton import Direction, Pair, System
 from nettrim.solvers.problem import Problem
 
 _MAX_STEPS = 80
+_APPROACH = 20  # steps for the first part of a path, at most
 _BOUNDARY = 0.99  # share of the way to the boundary
+_CORRECTORS = 2  # of a step that falls short; each costs a solve, a fraction of the step's matrices ...
+_WIDE = 64  # ... from so many inputs on; with fewer there are none
+_LONG = 0.9  # a step that needs no corrector
+_STRETCH, _FURTHER = 1.1, 0.1  # a corrector aims at so many times the length, and so much more
+_WORTH = 0.1  # share of that gain under which a corrected step is dropped
+_SPREAD = 10.0  # how many times larger or smaller than their aim products may end that a corrector leaves alone
 _SHORT = 0.3  # a shorter step is tried once more as plain centring
 _STALL = 5  # steps without progress after which a group is given up
 _FAR = 1e-2  # gap above which a smaller mu is progress: zero weights are all that is feasible for long
@@ -117,31 +124,71 @@ class Path:
         self.number = self.sum(counted.to(torch.float64)).clamp(min=1)
         self.point_grams: dict[int, Tensor] = {}
         self.work = 0  # samples that products with a weight, or their equivalents, have passed over
+        self.first = self._complementarity()  # mu at the start, (groups,)
+        # by how much bounds missed their slacks before a step, where samples have joined: that it falls is progress
+        self.joined, self.residual = False, torch.zeros_like(self.first)
+
+    def extended(self, problem: Problem, places: Tensor, tolerance: float) -> Path:
+        """The path of `problem`, which has this one's samples at `places` and others besides, from where this one is.
+
+        The slack of a new sample is what it is, or as wide as the worst of them is broken; with multipliers that make
+        products of the present mu the iterate stays central.
+        """
+        path = Path(problem, tolerance, 1.0)  # whose own start is written over
+        path.point_grams, path.joined = dict(self.point_grams), True
+        change = self.size / path.size
+        ratio, mu = change[self.groups][:, None], (change * self._complementarity())[self.groups][:, None]
+        path.weight, path.first = ratio * self.weight, change * self.first
+        y = path.forward(path.weight)
+        pairs = [Pair(ratio * pair.value, pair.dual, pair.mask) for pair in self.pairs[:2]]
+        for slack, own, old in (
+            (y - path.lower, path.pairs[2], self.pairs[2]),
+            (path.upper - y, path.pairs[3], self.pairs[3]),
+        ):
+            broken = torch.where(own.mask, -slack, 0.0).index_fill(1, places, 0.0).amax(dim=1, keepdim=True)
+            value = torch.where(own.mask, torch.maximum(slack, torch.maximum(broken, mu)), 1.0)
+            value = value.index_copy(1, places, torch.where(old.mask, ratio * old.value, 1.0))
+            dual = torch.where(own.mask, mu / value, 0.0).index_copy(1, places, old.dual)
+            pairs.append(Pair(value, dual, own.mask))
+        path.pairs = tuple(pairs)
+        path.dual = (pairs[2].dual - pairs[3].dual).index_copy(1, places, self.dual)
+        return path
+
+    def approach(self, share: float) -> int:
+        """Newton steps until mu is `share` of its start in every group, or it takes too many; their number."""
+        steps = 0
+        while steps < _APPROACH:
+            mu = self._complementarity()
+            if not bool((mu > share * self.first).any()):
+                break
+            steps += 1
+            self._step(mu, mu > _ROUGH * self.first)
+        return steps
 
     def follow(self) -> tuple[Best, int]:
         """Newton steps until every group is certified or no longer improves, and their number."""
         best = Best(self.problem)
-        steps, first = 0, self._complementarity()
-        least = torch.full_like(first, torch.inf)  # the smallest mu so far
+        steps = 0
+        least = torch.full_like(self.first, torch.inf)  # the smallest mu so far
+        nearest = least.clone()  # likewise of the residuals
         stalled = torch.zeros(self.count, dtype=torch.int64, device=self.groups.device)
         while True:
             mu = self._complementarity()
             before = best.gap[self.alive]
-            best.see(self, near_end=bool((mu < _END * first).any()))
+            best.see(self, near_end=bool((mu < _END * self.first).any()))
             gap = best.gap[self.alive]
-            moved = (gap < 0.9 * before) | ((gap > _FAR) & (mu < 0.9 * least))
-            stalled = torch.where(moved, 0, stalled + 1)
-            least = torch.minimum(least, mu)
+            nearer = (mu < 0.9 * least) | (self.residual < 0.9 * nearest)
+            stalled = torch.where((gap < 0.9 * before) | ((gap > _FAR) & nearer), 0, stalled + 1)
+            least, nearest = torch.minimum(least, mu), torch.minimum(nearest, self.residual)
             wanted = (gap > _AIM * self.tolerance) & (stalled < _STALL) & torch.isfinite(mu)
             if not bool(wanted.all()):
                 self._narrow(wanted)
-                mu, first, least, stalled = mu[wanted], first[wanted], least[wanted], stalled[wanted]
+                mu, least, nearest, stalled = mu[wanted], least[wanted], nearest[wanted], stalled[wanted]
             if not len(self.alive) or steps >= _MAX_STEPS:
                 best.work = self.work
                 return best, steps
             steps += 1
-            self.work += _PRODUCTS * self.weight.shape[0] * self.lower.shape[1]
-            self._step(mu, mu > _ROUGH * first)
+            self._step(mu, mu > _ROUGH * self.first)
 
     def _narrow(self, wanted: Tensor) -> None:
         """Keep only the groups in the mask `wanted`."""
@@ -167,6 +214,7 @@ class Path:
             setattr(self, name, getattr(self, name)[local])
         self.pairs = tuple(Pair(*(part[local] for part in pair)) for pair in self.pairs)
         self.size, self.unit, self.number = self.size[wanted], self.unit[wanted], self.number[wanted]
+        self.first, self.residual = self.first[wanted], self.residual[wanted]
         self.lam = None if self.lam is None else self.lam[wanted]
         self.epsilon = None if self.epsilon is None else self.epsilon[wanted]
         self.whole_epsilon = None if self.whole_epsilon is None else self.whole_epsilon[wanted]
@@ -175,9 +223,12 @@ class Path:
         }
 
     def _step(self, mu: Tensor, rough: Tensor) -> None:
-        """One predictor and corrector; `rough` (groups,) says where the matrices may be rounded."""
+        """A predictor and its correctors; `rough` (groups,) says where the matrices may be rounded."""
+        self.work += _PRODUCTS * self.weight.shape[0] * self.lower.shape[1]
         self.tighten()
         system = System.make(self, mu, rough)
+        if self.joined:
+            self.residual = self._group_max(system.missed)
         nothing = tuple(torch.zeros_like(pair.value) for pair in self.pairs)
         first = system.direction(torch.zeros_like(mu), nothing)
         length = self._longest(first).clamp(max=1.0)
@@ -187,6 +238,7 @@ class Path:
         bend = tuple((change * turn).clamp(-10 * row_mu, 10 * row_mu) for change, turn in first.pairs)
         step = system.direction(centring * mu, bend)
         length = (_BOUNDARY * self._longest(step)).clamp(max=1.0)
+        step, length = self._corrected(system, centring * mu, bend, step, length)
         short = length < _SHORT
         if bool(short.any()):
             plain = system.direction(0.4 * mu, nothing)
@@ -202,6 +254,35 @@ class Path:
             for pair, (change, turn) in zip(self.pairs, step.pairs, strict=True)
         )
         self.weight = torch.where(self.free, free, self.pairs[0].value - self.pairs[1].value)
+
+    def _corrected(
+        self, system: System, aim: Tensor, bend: tuple[Tensor, ...], step: Direction, length: Tensor
+    ) -> tuple[Direction, Tensor]:
+        """Lengthen a step by Gondzio's correctors (Computational Optimization and Applications 6, 1996).
+
+        A little further along the step, products that would be far from their `aim` (groups,) are what blocks it: the
+        corrector turns the step so that they end within a factor of it.
+        """
+        goal = aim[self.groups][:, None]
+        for _ in range(_CORRECTORS if self.weight.shape[1] >= _WIDE else 0):
+            if bool((length > _LONG).all()):
+                break
+            reach = (_STRETCH * length + _FURTHER).clamp(max=1.0)
+            far = reach[self.groups][:, None]
+            turned = []
+            for pair, (change, turn), part in zip(self.pairs, step.pairs, bend, strict=True):
+                product = (pair.value + far * change) * (pair.dual + far * turn)
+                off = product - torch.minimum(torch.maximum(product, goal / _SPREAD), goal * _SPREAD)
+                turned.append(part + torch.where(pair.mask, torch.minimum(off, goal * _SPREAD), 0.0))
+            other = system.direction(aim, tuple(turned))
+            longer = (_BOUNDARY * self._longest(other)).clamp(max=1.0)
+            better = longer >= length + _WORTH * (reach - length)
+            if not bool(better.any()):
+                break
+            rows = better[self.groups][:, None]
+            step, length = _choose(rows, other, step), torch.where(better, longer, length)
+            bend = tuple(torch.where(rows, new, old) for new, old in zip(turned, bend, strict=True))
+        return step, length
 
     def _complementarity(self, step: Direction | None = None, length: Tensor | None = None) -> Tensor:
         """The mean product of the pairs of each group, after a step if one is given."""

@@ -14,8 +14,11 @@ from nettrim.solvers.polish import AIM, Guess, Polished, polish
 from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
-_SCREENS = 6  # sets of samples that are tried before all are taken
-_FIRST = 5e-2  # gap that is small enough on the first of them, which is hardly ever the last
+# Samples are counted as multiples of the inputs, those with a target aside, which cost their matrix once only.
+_STAGES = ((0.1, 1), (1e-2, 2), (1e-3, 2))  # mu, as a share of its start, and the samples of the path as far as there
+_SCREENS = (2, 3, 4.5, 7, 10, 15)  # samples of the rest of the path, more each time that its answer breaks others
+_AGAIN = 1  # the stage from which the second and later times begin
+_FIRST = 5e-2  # gap that is small enough the first time where no bound is hard: a polish may land from there
 _LANDING_STEPS = 10  # of the polish from there
 _ELEMENTS = 1 << 13  # rows times samples worked on together: few, as one row's screen leaves out more than many rows'
 
@@ -27,6 +30,18 @@ class Central:
     found: Polished
     guess: Guess
     gemms: float  # work in units of one product of the inputs with all weights
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Where the path of some samples (index) is."""
+
+    path: Path
+    samples: Tensor
+
+    def on(self, problem: Problem, samples: Tensor, tolerance: float) -> Path:
+        """The path from here of `problem`, whose samples these are, and others besides."""
+        return self.path.extended(problem, torch.searchsorted(samples, self.samples), tolerance)
 
 
 def solve_interior(problem: Problem, tolerance: float, near: Tensor | None = None) -> Central:
@@ -49,10 +64,13 @@ def solve_interior(problem: Problem, tolerance: float, near: Tensor | None = Non
     return Central(found, Guess(whole.vertex, whole.dual, binding, whole.tau), gemms)
 
 
-def _followed(problem: Problem, tolerance: float) -> tuple[Best, int]:
-    """The path from the fast start, and for groups that it failed from the safe one."""
-    best, count = Path(problem, tolerance, _STARTS[0]).follow()
-    for start in _STARTS[1:]:
+def _followed(problem: Problem, tolerance: float, path: Path | None = None) -> tuple[Best, int]:
+    """`path` to its end, else one from the fast start; and for groups that it failed those from the starts left."""
+    starts = list(_STARTS)
+    if path is None:
+        path = Path(problem, tolerance, starts.pop(0))
+    best, count = path.follow()
+    for start in starts:
         missed = best.gap > tolerance
         if not bool(missed.any()):
             break
@@ -66,42 +84,68 @@ def _followed(problem: Problem, tolerance: float) -> tuple[Best, int]:
 def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[Best, int]:
     """The path on the samples that can matter: all with a target, and of the one-sided ones those near their bound.
 
-    Nearly dead neurons have a target at few samples, and thousands of bounds that are never met. What the answer breaks
-    is added until nothing is broken; then multipliers of zero elsewhere make it the answer of the whole problem.
+    Nearly dead neurons have a target at few samples, and thousands of bounds that are never met. The path begins with
+    few samples and takes in, stage by stage, those whose bound its iterate comes near; at its end what the answer still
+    breaks, from the iterate of an early stage on, until nothing is broken: multipliers of zero elsewhere make it the
+    answer of the whole problem.
     """
-    targets = (problem.lower == problem.upper).any(dim=0)
-    bounds = len(targets) - int(targets.sum())
-    wanted = 2 * problem.design.width  # samples besides those with a target, which cost their matrix once only
-    steps = work = 0
+    chosen = (problem.lower == problem.upper).any(dim=0)
     product = torch.zeros_like(problem.lower) if near is None else problem.design.forward(near)
-    chosen = targets
-    for number in range(_SCREENS):
-        aim = max(tolerance, _FIRST) if number == 0 else tolerance
-        slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
-        chosen = chosen | (slack < 0)
-        extra = wanted - int((chosen & ~targets).sum())
-        if extra > 0:
-            order = torch.where(chosen, torch.inf, slack).argsort()[:extra]
-            chosen = chosen.index_fill(0, order, True)
-        if 2 * int((chosen & ~targets).sum()) > bounds:
+    stages: list[_Stage] = []
+    steps = work = 0
+    for goal, share in _STAGES:
+        wider = _chosen(problem, chosen, product, share)
+        if wider is None:
+            return _whole(problem, tolerance, stages[-1] if stages else None, steps, work)
+        chosen, samples = wider, wider.nonzero()[:, 0]
+        part = problem.restrict(samples)
+        path = stages[-1].on(part, samples, tolerance) if stages else Path(part, tolerance, _STARTS[0])
+        steps += path.approach(goal)
+        work += path.work + problem.lower.numel()
+        stages.append(_Stage(path, samples))
+        product = problem.design.forward(path.weight * path.size[path.groups][:, None])
+    begin = stages[-1]
+    for number, share in enumerate(_SCREENS):
+        wider = _chosen(problem, chosen, product, share)
+        if wider is None:
             break
-        samples = chosen.nonzero()[:, 0]
-        part, count = _followed(problem.restrict(samples), aim)
+        landing = number == 0 and problem.soft is None
+        aim = max(tolerance, _FIRST) if landing else tolerance
+        chosen, samples = wider, wider.nonzero()[:, 0]
+        part = problem.restrict(samples)
+        found, count = _followed(part, aim, begin.on(part, samples, aim))
         steps += count
-        work += part.work + 2 * problem.rows * len(targets)
-        if not bool((part.gap <= aim).all()):
+        work += found.work + 2 * problem.lower.numel()
+        if not bool((found.gap <= aim).all()):
             break
         best = Best(problem)
-        best.spread(part, samples)
-        landing = number == 0 and problem.soft is None
+        best.spread(found, samples)
         if bool((best.gap <= tolerance).all()) or (landing and _land(best, tolerance)):
             best.work = work
             return best, steps
-        product = problem.design.forward(part.weight)
-        wanted = int(wanted * 1.5)
-    best, count = _followed(problem, tolerance)
+        begin, product = stages[_AGAIN], problem.design.forward(found.weight)
+    return _whole(problem, tolerance, begin, steps, work)
+
+
+def _whole(problem: Problem, tolerance: float, begin: _Stage | None, steps: int, work: int) -> tuple[Best, int]:
+    """The path on all samples, from `begin` on; steps and work so far are added."""
+    every = torch.arange(problem.design.samples, device=problem.groups.device)
+    best, count = _followed(problem, tolerance, None if begin is None else begin.on(problem, every, tolerance))
     best.work += work
     return best, steps + count
+
+
+def _chosen(problem: Problem, before: Tensor, product: Tensor, share: float) -> Tensor | None:
+    """The samples in the mask `before`, those whose bound X u = `product` breaks, and those next to their bound until
+    they are `share` times the inputs, targets not counted; None where that leaves out less than half."""
+    one_sided = (problem.lower != problem.upper).all(dim=0)
+    slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
+    chosen = before | (slack < 0)
+    extra = int(share * problem.design.width) - int((chosen & one_sided).sum())
+    if extra > 0:
+        order = torch.where(chosen, torch.inf, slack).argsort()[:extra]
+        chosen = chosen.index_fill(0, order, True)
+    return chosen if 2 * int((chosen & one_sided).sum()) <= int(one_sided.sum()) else None
 
 
 def _land(best: Best, tolerance: float) -> bool:
