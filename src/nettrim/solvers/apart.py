@@ -23,6 +23,7 @@ _ROUNDS = 14  # values of tau that are tried
 _BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
 _APART = 8.0  # the most that tau changes between two rounds
+_HARD = 1e-10  # by how much a bound that must hold may be missed
 _FINE = 0.1  # share of the tolerance at which a row is done, at one tau
 _INSIDE = 4.0  # margins inside the budget at which the root is looked for
 
@@ -112,9 +113,13 @@ def _rows(problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatur
     solved = True
     missed = (found.gap > _FINE * tolerance).nonzero()[:, 0]
     if len(missed):
-        central = solve_interior(alone.select(missed), _FINE * tolerance, guess.u[missed])
-        sparser = (central.found.weight != 0).sum(dim=1) <= (central.guess.u != 0).sum(dim=1)
-        weight[missed] = torch.where(sparser[:, None], central.found.weight, central.guess.u)
+        part = alone.select(missed)
+        central = solve_interior(part, _FINE * tolerance, guess.u[missed])
+        vertex = central.guess.u
+        _, hard = part.distance(part.design.forward(part.cast(vertex)))
+        sparser = (vertex != 0).sum(dim=1) < (central.found.weight != 0).sum(dim=1)
+        kept = sparser & (hard.abs() <= _HARD).all(dim=1)  # what vanishes on the path may yet hold a bound
+        weight[missed] = torch.where(kept[:, None], vertex, central.found.weight)
         dual[missed] = central.found.dual
         gemms += central.gemms * len(missed) / count
         solved = bool((central.found.gap <= tolerance).all())
