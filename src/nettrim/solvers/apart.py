@@ -116,9 +116,10 @@ def _rows(problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatur
         part = alone.select(missed)
         central = solve_interior(part, _FINE * tolerance, guess.u[missed])
         vertex = central.guess.u
-        _, hard = part.distance(part.design.forward(part.cast(vertex)))
+        soft, hard = part.distance(part.design.forward(part.cast(vertex)))
         sparser = (vertex != 0).sum(dim=1) < (central.found.weight != 0).sum(dim=1)
-        kept = sparser & (hard.abs() <= _HARD).all(dim=1)  # what vanishes on the path may yet hold a bound
+        # what vanishes on the path may yet hold a bound
+        kept = sparser & (hard.abs() <= _HARD).expand_as(soft).all(dim=1)
         weight[missed] = torch.where(kept[:, None], vertex, central.found.weight)
         dual[missed] = central.found.dual
         gemms += central.gemms * len(missed) / count
