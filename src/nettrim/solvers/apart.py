@@ -16,14 +16,13 @@ import torch
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.interior import solve_interior
-from nettrim.solvers.polish import AIM, FAR_STEPS, Guess, Polished, binding, judge, polish
+from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judge, polish
 from nettrim.solvers.problem import Problem
 
 _ROUNDS = 14  # values of tau that are tried
 _BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
 _APART = 8.0  # the most that tau changes between two rounds
-_HARD = 1e-10  # by how much a bound that must hold may be missed
 _FINE = 0.1  # share of the tolerance at which a row is done, at one tau
 _INSIDE = 4.0  # margins inside the budget at which the root is looked for
 
@@ -119,7 +118,7 @@ def _rows(problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatur
         soft, hard = part.distance(part.design.forward(part.cast(vertex)))
         sparser = (vertex != 0).sum(dim=1) < (central.found.weight != 0).sum(dim=1)
         # what vanishes on the path may yet hold a bound
-        kept = sparser & (hard.abs() <= _HARD).expand_as(soft).all(dim=1)
+        kept = sparser & (hard.abs() <= MET).expand_as(soft).all(dim=1)
         weight[missed] = torch.where(kept[:, None], vertex, central.found.weight)
         dual[missed] = central.found.dual
         gemms += central.gemms * len(missed) / count

@@ -28,6 +28,7 @@ from nettrim.solvers.inner import RowModel, solve_passes
 from nettrim.solvers.problem import Problem
 
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
+MET = 1e-10  # by how much a bound that must hold may be missed
 FAR_STEPS = 20  # of a polish from a guess made elsewhere, which may be far
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
@@ -361,7 +362,7 @@ def judge(
         feasible = squares.sqrt() <= problem.epsilon * (1 + 1e-12)
     if problem.soft is not None:
         worst = torch.zeros_like(objective).scatter_reduce(0, problem.groups, hard.abs().amax(dim=1), "amax")
-        feasible &= worst <= 1e-10
+        feasible &= worst <= MET
     return torch.where(feasible, objective, torch.inf), bound.clamp(min=0)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nettrim.programs.penalties.l1 import EntryCosts
+from nettrim.solvers.polish import MET
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import fit_support
 
@@ -93,7 +94,7 @@ def is_feasible(problem: Problem, u: Tensor, margin: float | None = None) -> boo
         return True
     soft, hard = problem.distance(problem.design.forward(u))
     inside = problem.epsilon is None or float((soft**2).sum().sqrt()) <= float(problem.epsilon[0]) * (1 - margin)
-    return inside and float(hard.abs().max()) <= 1e-10
+    return inside and float(hard.abs().max()) <= MET
 
 
 def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:

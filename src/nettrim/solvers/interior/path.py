@@ -162,7 +162,7 @@ class Path:
             if not bool((mu > share * self.first).any()):
                 break
             steps += 1
-            self._step(mu, mu > _ROUGH * self.first)
+            self._step(mu)
         return steps
 
     def follow(self) -> tuple[Best, int]:
@@ -188,7 +188,7 @@ class Path:
                 best.work = self.work
                 return best, steps
             steps += 1
-            self._step(mu, mu > _ROUGH * self.first)
+            self._step(mu)
 
     def _narrow(self, wanted: Tensor) -> None:
         """Keep only the groups in the mask `wanted`."""
@@ -222,11 +222,11 @@ class Path:
             new: self.point_grams[old] for new, old in enumerate(local.tolist()) if old in self.point_grams
         }
 
-    def _step(self, mu: Tensor, rough: Tensor) -> None:
-        """A predictor and its correctors; `rough` (groups,) says where the matrices may be rounded."""
+    def _step(self, mu: Tensor) -> None:
+        """A predictor and its correctors."""
         self.work += _PRODUCTS * self.weight.shape[0] * self.lower.shape[1]
         self.tighten()
-        system = System.make(self, mu, rough)
+        system = System.make(self, mu, mu > _ROUGH * self.first)
         if self.joined:
             self.residual = self._group_max(system.missed)
         nothing = tuple(torch.zeros_like(pair.value) for pair in self.pairs)
