@@ -33,14 +33,17 @@ def layer(samples: int, columns: int, rows: int, seed: int = 0) -> tuple[torch.T
     return inputs, weight, torch.relu(inputs @ weight.T)
 
 
-def assert_agrees(program: Program, mine: Solution, relative: float = 1e-5) -> None:
-    """Both are certified, each by the certificate of exactly what it returned, and the objectives agree."""
+def assert_agrees(program: Program, mine: Solution, relative: float = 1e-5, feasibility: float = 1e-7) -> None:
+    """Both are certified, each by the certificate of exactly what it returned, and the objectives agree.
+
+    `feasibility`: by how much the reference may miss the constraint.
+    """
     reference = solve(program, 1e-6, solver=Cvxpy())
     again = certify(program, mine.weight, mine.dual)
     assert again.holds(relative), f"ours: gap {again.gap:.1e}, violation {again.violation:.1e}"
     assert again.objective == mine.certificate.objective
     other = reference.certificate
-    assert other.holds(relative, feasibility=1e-7), f"reference: gap {other.gap:.1e}, violation {other.violation:.1e}"
+    assert other.holds(relative, feasibility), f"reference: gap {other.gap:.1e}, violation {other.violation:.1e}"
     assert mine.certificate.objective == pytest.approx(reference.certificate.objective, rel=relative)
 
 
@@ -145,7 +148,8 @@ def test_cascade(slack: str, gamma: float, budget: str) -> None:
     epsilon = gamma * (gap.norm(dim=0) if budget == "neuron" else gap.norm())
     program = Program.relu(seen, responses, epsilon if budget == "neuron" else float(epsilon), constraint, v, budget)
     solution = solve(program, 1e-6, initial=weight)
-    assert_agrees(program, solution)
+    # without an interior Clarabel meets the constraint to its own tolerance only
+    assert_agrees(program, solution, feasibility=1e-5 if gamma == 1.0 else 1e-7)
 
 
 def test_offset() -> None:

@@ -2,8 +2,9 @@
 
 With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. A row on which the
 joint polish fails is solved there by the interior-point method alone, and not with all the others on its back. The
-distance of all rows together grows with tau, so the tau at which it is the budget is the root of one scalar equation;
-near it the joint polish, from the vertices of all rows, hits it exactly.
+distance of all rows together grows with tau, so the tau at which it is the budget is the root of one scalar equation.
+Near it the joint polish, from the vertices of all rows, hits it exactly. Rows without a vertex that it could keep to
+stay out of it, with what they need of the budget; the answer is off by the square of how far tau moved meanwhile.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvatures
-from nettrim.solvers.interior import solve_interior
+from nettrim.solvers.interior import Central, solve_interior
 from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judge, polish
 from nettrim.solvers.problem import Problem
 
 _ROUNDS = 14  # values of tau that are tried
 _BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
+_TOGETHER = 4  # times that the joint polish moves tau and the rows that stay out of it follow
 _APART = 8.0  # the most that tau changes between two rounds
 _FINE = 0.1  # share of the tolerance at which a row is done, at one tau
 _INSIDE = 4.0  # margins inside the budget at which the root is looked for
@@ -46,8 +49,8 @@ def solve_apart(
             break
         tau = root.next(float(guess.tau[0]), math.log(max(solved.square, 1e-300) / aim**2))
         if number < _POLISHED:
-            landed = polish(problem, guess, tolerance, max_steps=FAR_STEPS, curvatures=curvatures)
-            gemms += 4.0 * landed.steps
+            landed, work = _together(problem, guess, solved.alone, tolerance, curvatures)
+            gemms += work
             found = _better(found, landed)
             if bool(found.gap <= AIM * tolerance):
                 break
@@ -87,6 +90,49 @@ class _Root:
         return math.exp(there)
 
 
+def _together(
+    problem: Problem, guess: Guess, alone: Tensor, tolerance: float, curvatures: Curvatures | None
+) -> tuple[Polished, float]:
+    """The joint polish of all rows from those of `guess`, solved at its tau; the rows `alone` (index) stay out of it
+    and are solved anew at each tau that it finds. Also the work."""
+    assert problem.epsilon is not None
+    among = torch.ones(problem.rows, dtype=torch.bool, device=problem.groups.device).index_fill(0, alone, False)
+    others = among.nonzero()[:, 0]
+    found, gemms = _judged(problem, guess), 0.0
+    for number in range(_TOGETHER if len(others) else 0):
+        if number:
+            solved = _on_paths(_at(problem.select(alone), guess.tau), guess.u[alone], tolerance)
+            gemms += solved.gemms * len(alone) / problem.rows
+            guess = _with(problem, guess, alone, solved.guess.u, solved.guess.dual)
+        soft, _ = problem.distance(problem.design.forward(problem.cast(guess.u)))
+        left = (problem.epsilon**2 - (soft[alone] ** 2).sum()).clamp(min=0).sqrt()
+        part = replace(problem.select(others), epsilon=left)
+        known = None if curvatures is None else curvatures.of(others)
+        bound = None if guess.binding is None else guess.binding[others]
+        near = Guess(guess.u[others], guess.dual[others], bound, guess.tau)
+        landed = polish(part, near, tolerance, max_steps=FAR_STEPS, curvatures=known)
+        gemms += 4.0 * landed.steps * len(others) / problem.rows
+        if landed.tau is None or not bool(landed.gap <= tolerance):
+            break
+        guess = _with(problem, replace(guess, tau=landed.tau), others, landed.weight, landed.dual)
+        found = _better(found, _judged(problem, guess))
+        if not len(alone) or bool(found.gap <= AIM * tolerance):
+            break
+    return found, gemms
+
+
+def _with(problem: Problem, guess: Guess, rows: Tensor, u: Tensor, dual: Tensor) -> Guess:
+    """`guess` with other weights and multipliers in some rows (index)."""
+    u, dual = guess.u.index_copy(0, rows, u), guess.dual.index_copy(0, rows, dual)
+    return Guess(u, dual, binding(problem, dual, u), guess.tau)
+
+
+def _at(problem: Problem, tau: Tensor) -> Problem:
+    """The rows of a joint budget, each for itself, where the budget's multiplier gives `tau` (1,)."""
+    groups = torch.arange(problem.rows, device=problem.groups.device)
+    return replace(problem, epsilon=None, regularization=1 / (2 * float(tau[0])), groups=groups)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """All rows at one tau."""
@@ -95,37 +141,39 @@ class _Rows:
     all: bool  # whether every one was solved
     square: float  # their squared distance
     gemms: float
+    alone: Tensor  # the rows that the polish could not solve (index)
 
 
 def _rows(problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatures | None) -> _Rows:
     """Every row solved at the guess's tau."""
-    count = problem.rows
-    alone = replace(
-        problem,
-        epsilon=None,
-        regularization=1 / (2 * float(guess.tau[0])),
-        groups=torch.arange(count, device=problem.groups.device),
-    )
-    start = replace(guess, tau=guess.tau.expand(count))
+    alone = _at(problem, guess.tau)
+    start = replace(guess, tau=guess.tau.expand(problem.rows))
     found = polish(alone, start, tolerance, max_steps=FAR_STEPS, curvatures=curvatures)
-    weight, dual, gemms = found.weight.clone(), found.dual.clone(), 4.0 * found.steps
+    weight, dual, gemms = found.weight, found.dual, 4.0 * found.steps
     solved = True
     missed = (found.gap > _FINE * tolerance).nonzero()[:, 0]
     if len(missed):
-        part = alone.select(missed)
-        central = solve_interior(part, _FINE * tolerance, guess.u[missed])
-        vertex = central.guess.u
-        soft, hard = part.distance(part.design.forward(part.cast(vertex)))
-        sparser = (vertex != 0).sum(dim=1) < (central.found.weight != 0).sum(dim=1)
-        # what vanishes on the path may yet hold a bound
-        kept = sparser & (hard.abs() <= MET).expand_as(soft).all(dim=1)
-        weight[missed] = torch.where(kept[:, None], vertex, central.found.weight)
-        dual[missed] = central.found.dual
-        gemms += central.gemms * len(missed) / count
+        central = _on_paths(alone.select(missed), guess.u[missed], tolerance)
+        weight = weight.index_copy(0, missed, central.guess.u)
+        dual = dual.index_copy(0, missed, central.guess.dual)
+        gemms += central.gemms * len(missed) / problem.rows
         solved = bool((central.found.gap <= tolerance).all())
     soft, _ = problem.distance(problem.design.forward(weight))
     near = Guess(weight, dual, binding(problem, dual, weight), guess.tau)
-    return _Rows(near, solved, float((soft**2).sum()), gemms)
+    return _Rows(near, solved, float((soft**2).sum()), gemms, missed)
+
+
+def _on_paths(problem: Problem, near: Tensor, tolerance: float) -> Central:
+    """Rows of a regularised problem by the interior-point method; `guess` holds their vertices where these keep the
+    bounds that must hold, else the path's own weights."""
+    central = solve_interior(problem, _FINE * tolerance, near)
+    vertex, found = central.guess.u, central.found
+    soft, hard = problem.distance(problem.design.forward(problem.cast(vertex)))
+    sparser = (vertex != 0).sum(dim=1) < (found.weight != 0).sum(dim=1)
+    # what vanishes on the path may yet hold a bound
+    kept = sparser & (hard.abs() <= MET).expand_as(soft).all(dim=1)
+    weight = torch.where(kept[:, None], vertex, found.weight)
+    return replace(central, guess=replace(central.guess, u=weight, dual=found.dual))
 
 
 def _judged(problem: Problem, guess: Guess) -> Polished:

@@ -28,12 +28,22 @@ def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) 
     With hard samples `start` has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
     supports are then as large as its rank.
     """
+    if not begin_row(model, start, tau):
+        return None
+    return tau if square is None else _follow(model, tau, square=square)
+
+
+def begin_row(model: RowModel, start: Tensor, tau: float) -> bool:
+    """Solve the lasso of `model` at `tau`, from the weights `start`; False where `solve_row` would return None."""
     if not len(start):
-        return None
+        return False
     model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
-    if not (_descend(model, tau) if model.binding is None else _is_optimal(model, tau)):
-        return None
-    return tau if square is None else _follow(model, tau, square)
+    return _descend(model, tau) if model.binding is None else _is_optimal(model, tau)
+
+
+def lead_row(model: RowModel, tau: float, to: float) -> bool:
+    """Follow the weights of a model solved at `tau` to another; False where too many changes are needed."""
+    return _follow(model, tau, to=to) is not None
 
 
 def _is_optimal(model: RowModel, tau: float) -> bool:
@@ -92,15 +102,16 @@ def _descend(model: RowModel, tau: float) -> bool:
     return False
 
 
-def _follow(model: RowModel, tau: float, square: float) -> float | None:
-    """Lead tau to the squared distance `square` along the path from the weights at tau."""
+def _follow(model: RowModel, tau: float, *, square: float | None = None, to: float = 0.0) -> float | None:
+    """Lead tau along the path from the weights at tau: to the squared distance `square`, or without one `to` a tau."""
     changed = -1
     c0, c1, c2 = model.coefficients
-    lower = c0 + (c1 + c2 * tau) * tau > square  # the distance grows with tau
+    # the distance grows with tau
+    lower = to < tau if square is None else c0 + (c1 + c2 * tau) * tau > square
     for _ in range(_CHANGES):
-        if not lower and not bool(model.signs.any()):  # farther than zero weights are
+        if square is not None and not lower and not bool(model.signs.any()):  # farther than zero weights are
             return None
-        end = _root(model.coefficients, square)
+        end = to if square is None else _root(model.coefficients, square)
         place, bend = _next_bend(model, tau, lower, changed)
         if (bend <= end) if lower else (bend >= end):
             model.take(end)

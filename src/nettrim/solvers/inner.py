@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor
 
 from nettrim.solvers.curvature import Curvature, extended, nothing_known
 from nettrim.solvers.problem import Problem
 
-_PASSES = 40
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
-_HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
-_CAUTION = 30  # passes after which only the worst feature enters, and one hard sample joins or leaves
 
 
 class RowModel:
@@ -26,11 +21,12 @@ class RowModel:
         self.design = problem.design
         self.curvature = known or nothing_known(self.design)
         self.binding: Tensor | None = None
-        self.costs = self.v = self.signs = self.nu = self.linear = self.gram.new_zeros(0)
+        self.costs = self.start = self.v = self.signs = self.nu = self.linear = self.gram.new_zeros(0)
         self.free = self.curvature.active
         self.constant = 0.0
         self.tiny = 0.0  # weights below are zero to rounding
         self.dirty = True
+        self.strayed = False  # whether it kept a joint budget waiting in an earlier outer step
         self.hopeless = False  # more bounds bind than weights could meet: not a vertex that this method finds
 
     @property
@@ -54,7 +50,8 @@ class RowModel:
         entering = (signs == 0) & (t.abs() > self.costs) & ~self.free
         self.signs = torch.where(entering, t.sign(), signs)
         self.signs[self.free] = 0.0
-        self.v, self.dirty = u, True
+        self.start = self.v = u
+        self.dirty = True
         self.nu = u.new_zeros(0)
         self.binding = None
 
@@ -212,68 +209,3 @@ class RowModel:
         self.hold(held)
         self.nu = nu[held]
         self.dirty = True
-
-
-def solve_passes(problem: Problem, models: dict[int, RowModel], tau: Tensor, margin: Tensor) -> list[int]:
-    """Inner passes over all rows: solve, choose tau per group (written into `tau`), read signs; until nothing changes.
-
-    Returns the rows that did not settle and whose tau is their own.
-    """
-    groups = problem.groups.tolist()
-    apart = _apart(problem)
-    halved: Counter[int] = Counter()
-    lost: set[int] = set()
-    rows = tried = list(models)
-    for number in range(_PASSES):
-        for row in rows:
-            if models[row].dirty:
-                models[row].solve()
-        short = choose_tau(problem, models, tau, rows, margin)
-        values = tau.tolist()
-        for row in rows:
-            models[row].settle(values[groups[row]], number >= _CAUTION)
-        open_groups = {groups[row] for row in rows if models[row].dirty}
-        for group in short - open_groups:  # settled and too far: a smaller tau lets the supports grow
-            if halved[group] < _HALVINGS:
-                halved[group] += 1
-                tau[group] *= 0.5
-                open_groups.add(group)
-        lost |= {groups[row] for row in rows if models[row].hopeless or (apart[row] and models[row].beyond)}
-        rows = [row for row in rows if groups[row] in open_groups - lost]
-        if not rows:
-            break
-    for row in rows:  # out of passes: the last point stands, with the signs it has
-        lost.add(groups[row])
-        if models[row].dirty:
-            models[row].signs = torch.where(models[row].free, 0.0, models[row].v.sign())
-    return [row for row in tried if apart[row] and groups[row] in lost]
-
-
-def _apart(problem: Problem) -> list[bool]:
-    """Which rows have a tau of their own, which matters."""
-    if problem.epsilon is None:
-        return [True] * problem.rows
-    alone = torch.bincount(problem.groups)[problem.groups] == 1
-    return (alone & (problem.epsilon[problem.groups] > 0)).tolist()
-
-
-def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:
-    """The scalar equation of each group: squared distance = (eps (1 - margin))^2, `margin` (groups,).
-
-    Returns the groups whose supports cannot come that near at any tau, which is left as it is.
-    """
-    if problem.regularization is not None:
-        tau.fill_(1 / (2 * problem.regularization))
-        return set()
-    assert problem.epsilon is not None
-    sums = torch.zeros(3, problem.rows, dtype=torch.float64)
-    sums[:, rows] = torch.tensor([models[row].coefficients for row in rows], dtype=torch.float64).T
-    c0, c1, c2 = (problem.group_sum(values.to(tau.device)) for values in sums)
-    room = (problem.epsilon * (1 - margin)) ** 2 - c0
-    root = (c1**2 / 4 + c2 * room).clamp(min=0).sqrt() - c1 / 2
-    touched = torch.zeros_like(tau, dtype=torch.bool)
-    touched[problem.groups[rows]] = True
-    reached = touched & (problem.epsilon > 0) & (room > 0) & (c2 > 0)
-    tau.copy_(torch.where(reached, root / c2.clamp(min=1e-300), tau))
-    # where epsilon is zero and nothing counts in the ball, tau only scales the multipliers
-    return set((touched & (problem.epsilon > 0) & ~reached).nonzero()[:, 0].tolist())

@@ -23,8 +23,8 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvatures
-from nettrim.solvers.homotopy import solve_row
-from nettrim.solvers.inner import RowModel, solve_passes
+from nettrim.solvers.inner import RowModel
+from nettrim.solvers.passes import solve_models
 from nettrim.solvers.problem import Problem
 
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
@@ -196,7 +196,7 @@ def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tens
     signs, u, z = state.signs.clone(), state.u.clone(), state.z
     for row in range(problem.rows):
         _refresh(state, row, curvatures)
-    _solve_inner(state)
+    solve_models(problem, state.models, state.tau, state.margin)
     hopeless = torch.zeros(problem.group_count, dtype=torch.bool, device=z.device)
     hopeless[problem.groups[[row for row, model in state.models.items() if model.hopeless]]] = True
     for row in range(problem.rows):
@@ -257,22 +257,6 @@ def _refresh(state: _State, row: int, curvatures: Curvatures | None) -> None:
         margin = problem.hard_margin * max(1.0, float(state.u[row].norm()))
         inside = margin * (lower != upper)
         model.bind(near, held[near], torch.where(top, upper - inside, lower + inside), pull, margin)
-
-
-def _solve_inner(state: _State) -> None:
-    """Inner passes; rows whose supports do not settle are solved once more from where they were, change by change."""
-    problem, margin = state.problem, state.margin
-    before = state.tau.tolist()
-    for row in solve_passes(problem, state.models, state.tau, margin):
-        model, group = state.models[row], int(problem.groups[row])
-        passed, lost = model.state, model.hopeless or model.beyond
-        square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
-        model.hopeless = False
-        tau = solve_row(model, state.u[row, model.features], before[group], square)
-        if tau is not None:
-            state.tau[group] = tau
-        else:
-            model.state, model.hopeless = passed, lost
 
 
 def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
