@@ -8,7 +8,7 @@ import torch
 
 from nettrim import Program
 from nettrim.solvers import solve
-from nettrim.solvers.apart import _Root, solve_apart
+from nettrim.solvers.apart import _rows, _Root, _together, solve_apart
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.polish import Guess, binding
 from nettrim.solvers.problem import make_problem
@@ -64,3 +64,32 @@ def test_the_central_path_solves_rows_at_any_multiplier(tau):
     problem = make_problem(program("strict"))
     rows = replace(problem, epsilon=None, regularization=1 / (2 * tau), groups=torch.arange(5))
     assert bool((solve_interior(rows, 1e-5).found.gap <= 1e-5).all())
+
+
+@pytest.mark.parametrize("alone", [[], [2], [0, 3], [0, 1, 2, 3, 4]], ids=str)
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+@pytest.mark.parametrize("off", [0.95, 1.05], ids=str)
+def test_rows_that_stay_out_of_the_joint_polish(constraint, alone, off):
+    """They follow the tau that the others find; where all stay out there is nothing to polish."""
+    given = program(constraint)
+    problem = make_problem(given)
+    right = solve(given, 1e-8)
+    zero, dual = torch.zeros(5, 12, dtype=torch.float64), torch.zeros_like(problem.lower)
+    found, _ = solve_apart(problem, Guess(zero, dual, binding(problem, dual, zero), torch.ones(1).double()), 1e-6)
+    assert found.tau is not None or float(found.gap) <= 1e-6
+    soft, _ = problem.distance(problem.design.forward(found.weight))
+    tau = float(soft.norm()) / float(torch.where(problem.soft, found.dual, 0.0).norm() if problem.soft is not None
+                                     else found.dual.norm())  # fmt: skip
+    start = Guess(zero, dual, binding(problem, dual, zero), torch.full((1,), off * tau, dtype=torch.float64))
+    near = _rows(problem, start, 1e-6, None).guess
+    answer, work = _together(problem, near, torch.tensor(alone, dtype=torch.int64), 1e-5, None)
+    if len(alone) == 5:
+        assert work == 0
+        return
+    assert float(answer.gap) <= 1e-5
+    assert float((answer.weight * problem.weight_scale).abs().sum()) == pytest.approx(
+        right.certificate.objective, rel=3e-5
+    )
+    soft, hard = problem.distance(problem.design.forward(answer.weight))
+    assert float(soft.norm()) <= float(problem.epsilon[0])
+    assert float(hard.abs().max()) <= 1e-10

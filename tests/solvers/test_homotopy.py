@@ -8,7 +8,7 @@ import torch
 from nettrim.programs import Program
 from nettrim.solvers import block, solve
 from nettrim.solvers.design import make_design
-from nettrim.solvers.homotopy import solve_row
+from nettrim.solvers.homotopy import begin_row, lead_row, solve_row
 from nettrim.solvers.inner import RowModel
 from nettrim.solvers.problem import make_problem
 
@@ -68,6 +68,20 @@ def test_optimal_at_a_given_tau_and_at_a_given_distance(samples, free, start):
                 continue
             check(model, x, b, tau)
             assert float(((x @ model.v - b) ** 2).sum()) == pytest.approx(share * there, rel=1e-9)
+
+
+@pytest.mark.parametrize("samples", [5, 40])
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0, 1.7, 30.0])
+def test_led_to_another_tau(samples, share):
+    """Up or down, past the tau at which all weights vanish, too."""
+    for seed in range(6):
+        model, x, b = quadratic(samples, seed=seed)
+        start = torch.zeros(12, dtype=torch.float64)
+        begin(model, x, b, start)
+        tau = 0.3 * float(((x.T @ b).abs() / model.costs).max())
+        assert begin_row(model, start, tau)
+        assert lead_row(model, tau, share * tau)
+        check(model, x, b, share * tau)
 
 
 def test_a_distance_that_no_weights_reach():

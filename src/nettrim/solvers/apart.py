@@ -98,15 +98,16 @@ def _together(
     assert problem.epsilon is not None
     among = torch.ones(problem.rows, dtype=torch.bool, device=problem.groups.device).index_fill(0, alone, False)
     others = among.nonzero()[:, 0]
-    found, gemms = _judged(problem, guess), 0.0
+    found, gemms, tau = _judged(problem, guess), 0.0, guess.tau  # where the rows that stay out are
     for number in range(_TOGETHER if len(others) else 0):
         if number:
-            solved = _on_paths(_at(problem.select(alone), guess.tau), guess.u[alone], tolerance)
+            solved = _on_paths(_at(problem.select(alone), tau), guess.u[alone], tolerance)
             gemms += solved.gemms * len(alone) / problem.rows
             guess = _with(problem, guess, alone, solved.guess.u, solved.guess.dual)
         soft, _ = problem.distance(problem.design.forward(problem.cast(guess.u)))
-        left = (problem.epsilon**2 - (soft[alone] ** 2).sum()).clamp(min=0).sqrt()
-        part = replace(problem.select(others), epsilon=left)
+        taken = (soft[alone] ** 2).sum()
+        left = (problem.epsilon**2 - taken).clamp(min=0)
+        part = replace(problem.select(others), epsilon=left.sqrt())
         known = None if curvatures is None else curvatures.of(others)
         bound = None if guess.binding is None else guess.binding[others]
         near = Guess(guess.u[others], guess.dual[others], bound, guess.tau)
@@ -118,6 +119,8 @@ def _together(
         found = _better(found, _judged(problem, guess))
         if not len(alone) or bool(found.gap <= AIM * tolerance):
             break
+        # squared distances grow about as tau squared: there both parts together come to the budget
+        tau = problem.epsilon / (taken / tau**2 + left / landed.tau**2).sqrt()
     return found, gemms
 
 

@@ -87,14 +87,17 @@ class _Passes:
             middle = torch.stack(self.seen).median(dim=0).values
             tau.copy_(torch.where(self.problem.group_sum(flow.to(tau)) > 0, middle, tau))
         values = tau.tolist()
+        open_groups = set()
         for row in fresh.union(flowing):
-            value = values[self.groups[row]]
+            model, group = models[row], self.groups[row]
+            piece = model.coefficients
             if row in self.led:
-                models[row].hopeless |= not lead_row(models[row], self.led[row], value)
-                self.led[row] = value
+                model.hopeless |= not lead_row(model, self.led[row], values[group])
+                self.led[row] = values[group]
             else:
-                models[row].settle(value, number >= _CAUTION)
-        open_groups = {self.groups[row] for row in self.rows if models[row].dirty}
+                model.settle(values[group], number >= _CAUTION)
+            if model.dirty or model.coefficients is not piece:
+                open_groups.add(group)
         for group in short - open_groups:  # settled and too far: a smaller tau lets the supports grow
             if self.halved[group] < _HALVINGS:
                 self.halved[group] += 1
