@@ -8,7 +8,7 @@ import torch
 
 from nettrim import Program
 from nettrim.solvers import solve
-from nettrim.solvers.apart import _rows, _Root, _together, solve_apart
+from nettrim.solvers.apart import _Root, _rows, _together, solve_apart
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.polish import Guess, binding
 from nettrim.solvers.problem import make_problem

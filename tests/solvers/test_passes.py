@@ -15,7 +15,8 @@ def joint(rows=6, samples=80, columns=12, seed=0):
     inputs = torch.randn(samples, columns, generator=generator, dtype=torch.float64)
     responses = torch.randn(samples, rows, generator=generator, dtype=torch.float64)
     responses += inputs @ torch.randn(columns, rows, generator=generator, dtype=torch.float64)
-    problem = make_problem(Program.linear(inputs, responses, 0.75 * float(responses.norm()), "distance", budget="layer"))
+    epsilon = 0.75 * float(responses.norm())
+    problem = make_problem(Program.linear(inputs, responses, epsilon, "distance", budget="layer"))
     models = {}
     for row in range(rows):
         models[row] = RowModel(problem)
