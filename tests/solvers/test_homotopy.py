@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from nettrim.programs import Program
-from nettrim.solvers import block, solve
+from nettrim.solvers import block, homotopy, solve
 from nettrim.solvers.design import make_design
-from nettrim.solvers.homotopy import begin_row, lead_row, solve_row
+from nettrim.solvers.homotopy import lead_row, solve_row
 from nettrim.solvers.inner import RowModel
 from nettrim.solvers.problem import make_problem
 
@@ -79,8 +79,7 @@ def test_led_to_another_tau(samples, share):
         start = torch.zeros(12, dtype=torch.float64)
         begin(model, x, b, start)
         tau = 0.3 * float(((x.T @ b).abs() / model.costs).max())
-        assert begin_row(model, start, tau)
-        assert lead_row(model, tau, share * tau)
+        assert lead_row(model, tau, share * tau, start)
         check(model, x, b, share * tau)
 
 
@@ -117,3 +116,19 @@ def test_nearly_dead_neurons_need_no_interior_point_method_on_a_path(monkeypatch
         solution = solve(replace(program, epsilon=share * responses.norm(dim=0).double()), 1e-4, warm=solution)
         assert solution.certified
     assert sum(called) <= 1  # what binds is not always told by the multipliers that end a central path, as the first do
+
+
+def test_a_row_that_cannot_be_led_stays_where_it_was(monkeypatch):
+    """Weights, signs, the hard samples that bind and their multipliers: what one of them says, the others mean."""
+    model, x, b = quadratic(40)
+    start = torch.linalg.lstsq(x, b[:, None]).solution[:, 0]
+    begin(model, x, b, start)
+    near, free = torch.arange(6), torch.zeros(6, dtype=torch.float64)
+    model.bind(near, torch.tensor([True, True, False, False, False, False]), free, free + 1, 0.0)
+    model.solve()
+    model.take(1e-3)
+    before = [part.clone() for part in model.state]
+    monkeypatch.setattr(homotopy, "_CHANGES", 3)
+    assert not lead_row(model, 1e-3, 1e3)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.state, strict=True))
+    assert len(model.nu) == len(model.binding) == 2

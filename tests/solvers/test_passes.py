@@ -83,7 +83,7 @@ def test_a_row_that_cannot_be_led_is_given_up_the_second_time(monkeypatch):
     problem, models = joint()
     tau, margin = torch.full((1,), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     unsettled(monkeypatch, models[3])
-    monkeypatch.setattr("nettrim.solvers.passes.begin_row", lambda model, start, tau: False)
+    monkeypatch.setattr("nettrim.solvers.homotopy._begin", lambda model, start, tau: False)
     solve_models(problem, models, tau, margin)
     assert not models[3].hopeless and models[3].strayed
     first = float(tau)

@@ -23,27 +23,37 @@ _EQUAL = 1e-9  # relative: limits and breaks that count as the same
 
 def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) -> float | None:
     """Solve the lasso of `model` from the weights `start` at `tau`, then at the tau where the squared distance is
-    `square` (None: stay there). Returns that tau, or None where there is none or too many changes are needed.
+    `square` (None: stay there). Returns that tau, or None where there is none or too many changes are needed; the
+    model's point is then what it was.
 
     With hard samples `start` has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
     supports are then as large as its rank.
     """
-    if not begin_row(model, start, tau):
-        return None
-    return tau if square is None else _follow(model, tau, square=square)
+    passed = model.state
+    there = None
+    if _begin(model, start, tau):
+        there = tau if square is None else _follow(model, tau, square=square)
+    if there is None:
+        model.state = passed
+    return there
 
 
-def begin_row(model: RowModel, start: Tensor, tau: float) -> bool:
-    """Solve the lasso of `model` at `tau`, from the weights `start`; False where `solve_row` would return None."""
+def lead_row(model: RowModel, tau: float, to: float, start: Tensor | None = None) -> bool:
+    """Follow the weights of a model solved at `tau`, or from the weights `start` solved there, to another tau; False
+    where too many changes are needed: the model's point is then what it was."""
+    passed = model.state
+    if (start is None or _begin(model, start, tau)) and _follow(model, tau, to=to) is not None:
+        return True
+    model.state = passed
+    return False
+
+
+def _begin(model: RowModel, start: Tensor, tau: float) -> bool:
+    """Solve the lasso of `model` at `tau`, from the weights `start`; False where it is not found."""
     if not len(start):
         return False
     model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
     return _descend(model, tau) if model.binding is None else _is_optimal(model, tau)
-
-
-def lead_row(model: RowModel, tau: float, to: float) -> bool:
-    """Follow the weights of a model solved at `tau` to another; False where too many changes are needed."""
-    return _follow(model, tau, to=to) is not None
 
 
 def _is_optimal(model: RowModel, tau: float) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from nettrim.solvers.homotopy import begin_row, lead_row, solve_row
+from nettrim.solvers.homotopy import lead_row, solve_row
 from nettrim.solvers.inner import RowModel
 from nettrim.solvers.problem import Problem
 
@@ -27,14 +27,14 @@ def solve_models(problem: Problem, models: dict[int, RowModel], tau: Tensor, mar
     before = tau.tolist()
     for row in _Passes(problem, models, tau, margin).run():
         model, group = models[row], int(problem.groups[row])
-        passed, lost = model.state, model.hopeless or model.beyond
+        lost = model.hopeless or model.beyond
         square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
         model.hopeless = False
         there = solve_row(model, model.start, before[group], square)
-        if there is not None:
-            tau[group] = there
+        if there is None:
+            model.hopeless = lost
         else:
-            model.state, model.hopeless = passed, lost
+            tau[group] = there
 
 
 class _Passes:
@@ -110,7 +110,7 @@ class _Passes:
         those should wait that do not yet.
 
         A group that has settled stays open, as tau goes on from there. One with a row that cannot be led is taken out
-        of `open_groups`: its last point stands, and the next outer step may do better.
+        of `open_groups`: its last point stands, as the next outer step may do better; the second time it is hopeless.
         """
         for group in {self.groups[row] for row in self.rows if self.joint[row]}:
             if group in open_groups:
@@ -121,8 +121,10 @@ class _Passes:
         for row in self.rows:
             group = self.groups[row]
             if self.models[row].dirty and self.waited[group] > _WAIT:
+                model = self.models[row]
                 self.led[row] = float(self.tau[group])
-                if not _lead_from_start(self.models[row], self.before[group], self.led[row]):
+                if not lead_row(model, self.before[group], self.led[row], model.start):
+                    model.dirty, model.strayed, model.hopeless = True, True, model.strayed
                     open_groups.discard(group)
 
     def _keep(self, open_groups: set[int]) -> None:
@@ -132,19 +134,6 @@ class _Passes:
             if self.groups[row] not in open_groups and model.dirty:
                 model.signs = torch.where(model.free, 0.0, model.v.sign())
         self.rows = [row for row in self.rows if self.groups[row] in open_groups]
-
-
-def _lead_from_start(model: RowModel, tau: float, to: float) -> bool:
-    """Solve a row at `tau` from where it was when the passes began, and lead it `to` another.
-
-    Where that fails the row is left as it was, and is hopeless if it happened before.
-    """
-    passed = model.state
-    if begin_row(model, model.start, tau) and lead_row(model, tau, to):
-        return True
-    model.state, model.dirty = passed, True
-    model.strayed, model.hopeless = True, model.strayed
-    return False
 
 
 def _apart_and_joint(problem: Problem) -> tuple[list[bool], list[bool]]:
