@@ -116,7 +116,9 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
             gap = torch.where(hard, 0.0, gap)
         squares += (gap**2).sum(dim=0)
         norm += _finite_square(lower, upper).sum(dim=0)
-    scale = torch.where(norm > 0, norm.sqrt(), _response_scale(program))
+    scale = norm.sqrt()
+    if not bool((norm > 0).all()):
+        scale = torch.where(norm > 0, scale, _response_scale(program))
     return squares, torch.where(excess > 0, excess / scale, 0.0)
 
 
@@ -267,8 +269,9 @@ def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
 
 def _response_scale(program: Program) -> Tensor:
     """A length for "relative" where the natural one is zero: the largest finite bound, or 1."""
-    finite = [array[torch.isfinite(array)] for array in (program.lower, program.upper)]
-    largest = max((float(values.abs().max()) for values in finite if values.numel()), default=0.0)
+    bounds = (array for array in (program.lower, program.upper) if array.numel())
+    finite = (torch.nan_to_num(array, posinf=0.0, neginf=0.0).abs_() for array in bounds)
+    largest = max((float(sizes.max()) for sizes in finite), default=0.0)
     return torch.tensor(largest or 1.0, dtype=torch.float64, device=program.inputs.device)
 
 

@@ -227,6 +227,5 @@ def largest(array: Tensor) -> float:
         return 1.0
     size = max(abs(float(end)) for end in torch.aminmax(array))
     if not math.isfinite(size):
-        finite = array[torch.isfinite(array)]
-        size = float(finite.abs().max()) if finite.numel() else 0.0
+        size = float(torch.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0).abs_().max())
     return size if size > 0 else 1.0
