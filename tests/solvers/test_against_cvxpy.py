@@ -148,8 +148,8 @@ def test_cascade(slack: str, gamma: float, budget: str) -> None:
     epsilon = gamma * (gap.norm(dim=0) if budget == "neuron" else gap.norm())
     program = Program.relu(seen, responses, epsilon if budget == "neuron" else float(epsilon), constraint, v, budget)
     solution = solve(program, 1e-6, initial=weight)
-    # without an interior Clarabel meets the constraint to its own tolerance only
-    assert_agrees(program, solution, feasibility=1e-5 if gamma == 1.0 else 1e-7)
+    # without an interior Clarabel meets the constraint only to the tolerance that was asked of it
+    assert_agrees(program, solution, feasibility=1e-6 if gamma == 1.0 else 1e-7)
 
 
 def test_offset() -> None:

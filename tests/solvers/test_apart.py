@@ -8,7 +8,7 @@ import torch
 
 from nettrim import Program
 from nettrim.solvers import solve
-from nettrim.solvers.apart import _Root, _rows, _together, solve_apart
+from nettrim.solvers.apart import _judged, _Root, _rows, _together, solve_apart
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.polish import Guess, binding
 from nettrim.solvers.problem import make_problem
@@ -76,13 +76,14 @@ def test_rows_that_stay_out_of_the_joint_polish(constraint, alone, off):
     right = solve(given, 1e-8)
     zero, dual = torch.zeros(5, 12, dtype=torch.float64), torch.zeros_like(problem.lower)
     found, _ = solve_apart(problem, Guess(zero, dual, binding(problem, dual, zero), torch.ones(1).double()), 1e-6)
-    assert found.tau is not None or float(found.gap) <= 1e-6
+    assert float(found.gap) <= 1e-6
     soft, _ = problem.distance(problem.design.forward(found.weight))
-    tau = float(soft.norm()) / float(torch.where(problem.soft, found.dual, 0.0).norm() if problem.soft is not None
-                                     else found.dual.norm())  # fmt: skip
+    counted = found.dual if problem.soft is None else torch.where(problem.soft, found.dual, 0.0)
+    tau = float(soft.norm() / counted.norm())
     start = Guess(zero, dual, binding(problem, dual, zero), torch.full((1,), off * tau, dtype=torch.float64))
     near = _rows(problem, start, 1e-6, None).guess
-    answer, work = _together(problem, near, torch.tensor(alone, dtype=torch.int64), 1e-5, None)
+    out = torch.tensor(alone, dtype=torch.int64)
+    answer, work = _together(problem, near, out, _judged(problem, near), 1e-5, None)
     if len(alone) == 5:
         assert work == 0
         return

@@ -12,6 +12,7 @@ vanish, and the scales put s t into the domain of the conjugate, so every array 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -269,10 +270,18 @@ def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
 
 def _response_scale(program: Program) -> Tensor:
     """A length for "relative" where the natural one is zero: the largest finite bound, or 1."""
-    bounds = (array for array in (program.lower, program.upper) if array.numel())
-    finite = (torch.nan_to_num(array, posinf=0.0, neginf=0.0).abs_() for array in bounds)
-    largest = max((float(sizes.max()) for sizes in finite), default=0.0)
+    largest = max(largest_finite(program.lower), largest_finite(program.upper))
     return torch.tensor(largest or 1.0, dtype=torch.float64, device=program.inputs.device)
+
+
+def largest_finite(array: Tensor) -> float:
+    """The largest finite absolute entry, 0 where there is none."""
+    if not array.numel():
+        return 0.0
+    size = max(abs(float(end)) for end in torch.aminmax(array))
+    if math.isfinite(size):
+        return size
+    return float(torch.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0).abs_().max())
 
 
 def _violation_scale(eps: Tensor, response: Tensor) -> Tensor:

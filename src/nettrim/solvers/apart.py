@@ -49,9 +49,8 @@ def solve_apart(
             break
         tau = root.next(float(guess.tau[0]), math.log(max(solved.square, 1e-300) / aim**2))
         if number < _POLISHED:
-            landed, work = _together(problem, guess, solved.alone, tolerance, curvatures)
+            found, work = _together(problem, guess, solved.alone, found, tolerance, curvatures)
             gemms += work
-            found = _better(found, landed)
             if bool(found.gap <= AIM * tolerance):
                 break
         stale = 0 if float(found.gap) < _BETTER * before else stale + 1
@@ -91,33 +90,39 @@ class _Root:
 
 
 def _together(
-    problem: Problem, guess: Guess, alone: Tensor, tolerance: float, curvatures: Curvatures | None
+    problem: Problem, guess: Guess, alone: Tensor, found: Polished, tolerance: float, curvatures: Curvatures | None
 ) -> tuple[Polished, float]:
     """The joint polish of all rows from those of `guess`, solved at its tau; the rows `alone` (index) stay out of it
-    and are solved anew at each tau that it finds. Also the work."""
+    and are solved anew at each tau that it finds. Returns the best answer, `found` among them, and the work."""
     assert problem.epsilon is not None
+    if not len(alone):
+        landed = polish(problem, guess, tolerance, max_steps=FAR_STEPS, curvatures=curvatures)
+        return _better(found, landed), 4.0 * landed.steps
     among = torch.ones(problem.rows, dtype=torch.bool, device=problem.groups.device).index_fill(0, alone, False)
     others = among.nonzero()[:, 0]
-    found, gemms, tau = _judged(problem, guess), 0.0, guess.tau  # where the rows that stay out are
-    for number in range(_TOGETHER if len(others) else 0):
+    if not len(others):
+        return found, 0.0
+    lone, rest = problem.select(alone), problem.select(others)
+    known = None if curvatures is None else curvatures.of(others)
+    gemms, tau = 0.0, guess.tau  # where the rows that stay out are
+    for number in range(_TOGETHER):
         if number:
-            solved = _on_paths(_at(problem.select(alone), tau), guess.u[alone], tolerance)
+            solved = _on_paths(_at(lone, tau), guess.u[alone], tolerance)
             gemms += solved.gemms * len(alone) / problem.rows
             guess = _with(problem, guess, alone, solved.guess.u, solved.guess.dual)
-        soft, _ = problem.distance(problem.design.forward(problem.cast(guess.u)))
-        taken = (soft[alone] ** 2).sum()
+        soft, _ = lone.distance(lone.design.forward(lone.cast(guess.u[alone])))
+        taken = (soft**2).sum()
         left = (problem.epsilon**2 - taken).clamp(min=0)
-        part = replace(problem.select(others), epsilon=left.sqrt())
-        known = None if curvatures is None else curvatures.of(others)
-        bound = None if guess.binding is None else guess.binding[others]
-        near = Guess(guess.u[others], guess.dual[others], bound, guess.tau)
-        landed = polish(part, near, tolerance, max_steps=FAR_STEPS, curvatures=known)
+        near = guess.select(others, torch.ones_like(guess.tau, dtype=torch.bool))
+        landed = polish(
+            replace(rest, epsilon=left.sqrt()), near, tolerance, max_steps=FAR_STEPS, curvatures=known
+        )
         gemms += 4.0 * landed.steps * len(others) / problem.rows
         if landed.tau is None or not bool(landed.gap <= tolerance):
             break
         guess = _with(problem, replace(guess, tau=landed.tau), others, landed.weight, landed.dual)
         found = _better(found, _judged(problem, guess))
-        if not len(alone) or bool(found.gap <= AIM * tolerance):
+        if bool(found.gap <= AIM * tolerance):
             break
         # squared distances grow about as tau squared: there both parts together come to the budget
         tau = problem.epsilon / (taken / tau**2 + left / landed.tau**2).sqrt()

@@ -209,8 +209,7 @@ class _Block:
         local = torch.isin(problem.groups.cpu(), wanted).nonzero()[:, 0]
         there = local.to(problem.groups.device)
         part = problem.select(there)
-        binding = None if guess.binding is None else guess.binding[there]
-        near = Guess(guess.u[there], guess.dual[there], binding, guess.tau[wanted.to(guess.tau.device)])
+        near = guess.select(there, wanted.to(guess.tau.device))
         vertex = polish(part, near, self.tolerance, _LANDING_STEPS, self.curvatures.of(rows[local]))
         block_groups = groups[wanted]
         bound = torch.maximum(vertex.bound, self.bound[block_groups])
@@ -239,8 +238,7 @@ class _Block:
         """What was remembered of a group of the block, whose rows are given."""
         assert self.seen is not None
         seen, local = self.seen, torch.searchsorted(self.rows, rows)
-        pressed = None if seen.binding is None else seen.binding[local]
-        return Guess(seen.u[local], seen.dual[local], pressed, seen.tau[(self.groups == group).to(seen.tau.device)])
+        return seen.select(local, (self.groups == group).to(seen.tau.device))
 
     def narrow(self) -> None:
         """Drop finished groups from ADMM's state."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nettrim.certificates.program import largest_finite
+
 _SLICE = 1 << 25  # bytes of a float64 slice of samples, at most ...
 _SLICE_SHARE = 8  # ... and as a share of the budget
 _CACHE_SHARE = 2  # of the budget, for the samples in float64
@@ -223,9 +225,4 @@ def power_of_two(value: float) -> float:
 
 def largest(array: Tensor) -> float:
     """The largest finite absolute entry, 1 where there is none or it is zero."""
-    if not array.numel():
-        return 1.0
-    size = max(abs(float(end)) for end in torch.aminmax(array))
-    if not math.isfinite(size):
-        size = float(torch.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0).abs_().max())
-    return size if size > 0 else 1.0
+    return largest_finite(array) or 1.0

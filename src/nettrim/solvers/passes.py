@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -48,18 +49,18 @@ class _Passes:
     def __init__(self, problem: Problem, models: dict[int, RowModel], tau: Tensor, margin: Tensor) -> None:
         self.problem, self.models, self.tau, self.margin = problem, models, tau, margin
         self.groups, self.before = problem.groups.tolist(), tau.tolist()
-        self.apart, self.joint = _apart_and_joint(problem)
+        self.apart, self.shared = _apart_and_shared(problem)
         self.rows = list(models)  # those still open
         self.lost: set[int] = set()  # groups that did not settle
         self.halved: Counter[int] = Counter()
-        self.seen: list[Tensor] = []  # values of tau in the first passes
+        self.seen: list[list[float]] = []  # values of tau in the first passes
         # passes that a shared tau has waited; at once for a row that strayed, whose point would throw it off
         self.waited = Counter({self.groups[row] for row, model in models.items() if model.strayed})
         self.led: dict[int, float] = {}  # rows that are led, and the tau at which each is
 
     def run(self) -> list[int]:
         """Returns the rows that did not settle and whose tau is their own."""
-        for number in range(_PASSES + _WAIT * any(self.joint)):
+        for number in range(_PASSES + _WAIT * bool(self.shared)):
             open_groups = self._pass(number)
             self._wait(open_groups, number >= _FLOWING)
             for row in self.rows:
@@ -80,13 +81,12 @@ class _Passes:
             models[row].solve()
         flowing = [row for row in self.rows if not self.waited[self.groups[row]]]
         short = choose_tau(self.problem, models, tau, flowing, self.margin)
-        if number < _FLOWING:
-            self.seen.append(tau.clone())
-        elif number == _FLOWING and any(self.joint):
-            flow = torch.tensor(self.joint, device=tau.device)
-            middle = torch.stack(self.seen).median(dim=0).values
-            tau.copy_(torch.where(self.problem.group_sum(flow.to(tau)) > 0, middle, tau))
         values = tau.tolist()
+        if number < _FLOWING:
+            self.seen.append(values)
+        elif number == _FLOWING:
+            for group in self._open_shared():
+                values[group] = tau[group] = median_low(seen[group] for seen in self.seen)
         open_groups = set()
         for row in fresh.union(flowing):
             model, group = models[row], self.groups[row]
@@ -112,7 +112,7 @@ class _Passes:
         A group that has settled stays open, as tau goes on from there. One with a row that cannot be led is taken out
         of `open_groups`: its last point stands, as the next outer step may do better; the second time it is hopeless.
         """
-        for group in {self.groups[row] for row in self.rows if self.joint[row]}:
+        for group in self._open_shared():
             if group in open_groups:
                 self.waited[group] += late or self.waited[group] > 0
             elif self.waited[group]:
@@ -127,6 +127,10 @@ class _Passes:
                     model.dirty, model.strayed, model.hopeless = True, True, model.strayed
                     open_groups.discard(group)
 
+    def _open_shared(self) -> set[int]:
+        """The groups still open whose tau several rows share."""
+        return self.shared & {self.groups[row] for row in self.rows}
+
     def _keep(self, open_groups: set[int]) -> None:
         """Go on with these groups; in others the last point stands, with the signs it has."""
         for row in self.rows:
@@ -136,13 +140,13 @@ class _Passes:
         self.rows = [row for row in self.rows if self.groups[row] in open_groups]
 
 
-def _apart_and_joint(problem: Problem) -> tuple[list[bool], list[bool]]:
-    """Which rows have a tau of their own, and which share theirs; neither where it does not matter."""
+def _apart_and_shared(problem: Problem) -> tuple[list[bool], set[int]]:
+    """Which rows have a tau of their own, and the groups whose tau several rows share; neither where it does not
+    matter."""
     if problem.epsilon is None:
-        return [True] * problem.rows, [False] * problem.rows
-    alone = torch.bincount(problem.groups)[problem.groups] == 1
-    matters = problem.epsilon[problem.groups] > 0
-    return (alone & matters).tolist(), (~alone & matters).tolist()
+        return [True] * problem.rows, set()
+    alone, matters = torch.bincount(problem.groups) == 1, problem.epsilon > 0
+    return (alone & matters)[problem.groups].tolist(), set((~alone & matters).nonzero()[:, 0].tolist())
 
 
 def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:

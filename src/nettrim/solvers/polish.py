@@ -33,8 +33,7 @@ FAR_STEPS = 20  # of a polish from a guess made elsewhere, which may be far
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
-# hard samples besides those that bind that inner passes watch: per feature of the working set, and at least
-_AROUND, _AROUND_LEAST = 0.5, 20
+_AROUND, _MORE = 0.5, 20  # hard samples besides those that bind that inner passes watch: per feature, and on top of it
 _DONE = 1e-3  # share of the tolerance at which a group stops
 _PATIENCE = 4  # steps without progress
 _LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
@@ -54,6 +53,11 @@ class Guess:
     dual: Tensor  # (rows, samples)
     binding: Tensor | None  # (rows, samples) bool
     tau: Tensor  # (groups,)
+
+    def select(self, rows: Tensor, groups: Tensor) -> Guess:
+        """That of some rows and groups (index or mask)."""
+        binding = None if self.binding is None else self.binding[rows]
+        return Guess(self.u[rows], self.dual[rows], binding, self.tau[groups])
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,7 @@ def _refresh(state: _State, row: int, curvatures: Curvatures | None) -> None:
     if state.binding is not None and problem.soft is not None:
         held = state.binding[row]
         slack = torch.where(problem.soft[row] | held, torch.inf, torch.minimum(upper - z, z - lower))
-        close = slack.topk(min(len(slack), int(_AROUND * len(w)) + _AROUND_LEAST), largest=False).indices
+        close = slack.topk(min(len(slack), int(_AROUND * len(w)) + _MORE), largest=False).indices
         near = held.index_fill(0, close[slack[close] < torch.inf], True).nonzero()[:, 0]
         z, lower, upper = z[near], lower[near], upper[near]
         top = _at_upper(z, lower, upper)
