@@ -9,7 +9,7 @@ from nettrim.certificates import certify
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import solve
-from nettrim.solvers.interior import Central, solve_interior
+from nettrim.solvers.interior import Central, newton, solve_interior
 from nettrim.solvers.interior import path as interior_path
 from nettrim.solvers.interior import solve as interior_solve
 from nettrim.solvers.interior.best import Best
@@ -201,3 +201,47 @@ def test_correctors_lengthen_steps_and_lead_to_the_same_end(constraint: str, mon
         assert bool((central.found.gap <= TOLERANCE).all())
     assert torch.allclose(*values, rtol=2 * TOLERANCE)
     assert steps[1] <= steps[0]
+
+
+@pytest.mark.parametrize("costs", ["all", "two without a cost", "two forbidden"])
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_equations_solved_for_weights_or_for_samples_give_one_step(
+    constraint: str, costs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer samples than inputs, at several points of the path; the right-hand sides of predictor and corrector."""
+    inputs, weight = normal(30, 45, seed=3), normal(3, 45, seed=4)
+    responses = torch.relu(inputs @ weight.T)
+    priced = torch.ones(45, dtype=torch.float64)
+    if costs != "all":
+        priced[:2] = 0.0 if costs == "two without a cost" else torch.inf
+    epsilon = 0.1 * float(responses.norm())
+    program = Program.relu(inputs, responses, epsilon, constraint, budget="layer", penalty=L1(costs=priced))
+    path = Path(make_problem(program), TOLERANCE, 3.0)
+    for _ in range(4):
+        mu = path._complementarity()
+        steps = []
+        for narrow in (False, True):
+            monkeypatch.setattr(newton, "_narrow", lambda *_, narrow=narrow: narrow)
+            system = newton.System.make(path, mu, mu < 0)
+            assert type(system.factors) is (newton._Samples if narrow else newton._Weights)
+            nothing = tuple(torch.zeros_like(pair.value) for pair in path.pairs)
+            steps.append(system.direction(0.3 * mu, nothing))
+        for one, other in zip(steps[0][:2], steps[1][:2], strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-8 * float(one.abs().max()))
+        path._step(mu)
+
+
+def test_few_samples_are_solved_for_by_themselves() -> None:
+    """Where they are fewer than the inputs, and only there."""
+    problem = make_problem(program_of("strict"))
+    assert not newton._narrow(Path(problem, TOLERANCE, 3.0), [torch.arange(80)] * 4)
+    few = problem.restrict(torch.arange(10))
+    assert newton._narrow(Path(few, TOLERANCE, 3.0), [torch.arange(10)] * 4)
+
+
+def test_few_samples_end_certified() -> None:
+    inputs, weight = normal(20, 60, seed=5), normal(6, 60, seed=6)
+    responses = torch.relu(inputs @ weight.T)
+    program = Program.relu(inputs, responses, 0.1 * responses.norm(dim=0), "strict", budget="neuron")
+    problem, central = ends(program)
+    assert_certified(program, problem, central.found.weight, central.found.dual)

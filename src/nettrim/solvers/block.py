@@ -92,7 +92,7 @@ def solve_block(
         block.narrow()
         check += 1
     block.fall_back()
-    return Outcome(block.weight, block.dual, block.ending, block.state.iteration, gemms)
+    return Outcome(block.weight, block.dual, block.ending, block.iterations, gemms)
 
 
 class _Block:
@@ -108,15 +108,28 @@ class _Block:
         self.open = torch.ones(count, dtype=torch.bool)
         self.followed = torch.zeros(count, dtype=torch.bool)  # groups that had their turn on the central path
         self.ending = [Ending.SOLVED] * count
-        self.state = admm.start(problem, initial)
+        self._state: admm.Admm | None = None
         self.seen: Guess | None = None  # where the last polish of an l1 problem began, and the tau at which it ended
-        self.rows = torch.arange(problem.rows)  # rows of the block that the state holds
+        self.rows = torch.arange(problem.rows)  # rows of the block that the state holds, or will
         self.groups = torch.arange(count)  # groups of the block that the state holds
+
+    @property
+    def state(self) -> admm.Admm:
+        """ADMM's, which begins with the rows still open when it is first asked for."""
+        if self._state is None:
+            whole = len(self.rows) == self.problem.rows
+            problem = self.problem if whole else self.problem.select(self.rows.to(self.problem.groups.device))
+            self._state = admm.start(problem, None if self.initial is None else self.initial[self.rows])
+        return self._state
+
+    @property
+    def iterations(self) -> int:
+        return 0 if self._state is None else self._state.iteration
 
     def start_from(self, guess: Guess) -> float:
         """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
         found = polish(self.problem, guess, self.tolerance, FAR_STEPS, self.curvatures)
-        self._see(guess, found)
+        self._see(replace(guess, product=None), found)
         self._keep(found, self.rows, self.groups)
         self._close()
         gemms = 4.0 * found.steps + self.take_apart()
@@ -245,8 +258,9 @@ class _Block:
         keep = self.open[self.groups]
         if bool(keep.all()) or not bool(keep.any()):
             return
-        local = keep[self.state.problem.groups.cpu()].nonzero()[:, 0]
-        self.state.select(local)
+        local = self.open[self.problem.groups.cpu()[self.rows]].nonzero()[:, 0]
+        if self._state is not None:
+            self._state.select(local)
         self.rows, self.groups = self.rows[local], self.groups[keep]
 
     def solve_exact(self) -> None:

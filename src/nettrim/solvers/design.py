@@ -35,6 +35,7 @@ class Design:
     total: Tensor  # (in, in) float64: X'X
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
+    rank: float  # the trace of X'X (X'X + ratio I)^-1 of all samples: directions that are more than noise
     # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
     margin: float  # relative to eps
     hard_margin: float  # of bounds that must hold exactly, in units of a row's largest of 1 and |w|_2
@@ -197,6 +198,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         total=inputs.new_zeros(0, 0, dtype=torch.float64),
         inverse=inputs.new_zeros(0, 0, dtype=precision),
         ratio=1.0,
+        rank=width,
         margin=1e-6 if single else 1e-10,
         hard_margin=2e-7 if single else 1e-13,
     )
@@ -207,14 +209,16 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
     ratio = 0.01 * longest or 1.0
     damped = total.clone()
     damped.diagonal().add_(ratio)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     kept = memory is None or 8 * count * width <= memory // _CACHE_SHARE
     return replace(
         design,
         wide=(inputs.T.to(torch.float64) / scale).contiguous() if kept else None,
         narrow=(inputs.to(precision) / scale).contiguous() if kept else None,
         total=total,
-        inverse=torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(precision),
+        inverse=inverse.to(precision),
         ratio=ratio,
+        rank=width - ratio * float(inverse.diagonal().sum()),
     )
 
 

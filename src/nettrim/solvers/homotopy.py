@@ -1,19 +1,23 @@
-"""A row's lasso where the primal-dual active set does not settle: one change of the support at a time, never uphill.
+"""Rows' lassos where the primal-dual active set does not settle: one change of the support at a time, never uphill.
 
-With the quadratic |X_A u - b|^2 of one row fixed (see `polish`), the weights at a given tau are found by the primal
+With the quadratic |X_A u - b|^2 of a row fixed (see `polish`), the weights at a given tau are found by the primal
 active-set method: go towards the minimum on the present support, stop at the first weight that reaches zero and drop
 it; at the minimum let the worst feature in. The objective falls in every step, so no support comes back. From there
 tau is led to the value that meets epsilon along the weights' path, which is piecewise linear in tau: it bends where a
 weight reaches zero or a feature its limit, a hard sample its bound or its multiplier zero. With hard samples the path
 has to begin at optimal weights, as those of a neighbouring epsilon are: the samples that count are the same there.
+
+Rows change side by side, each by itself; their systems are solved in batches.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from nettrim.solvers.inner import RowModel
+from nettrim.solvers.inner import Lassos
 
 _CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
 _NEARLY = 1e-4  # relative: by how much weights at hand may miss the conditions of optimal ones
@@ -21,161 +25,210 @@ _RELEASES = 4  # rounds in which hard samples that do not push are let go
 _EQUAL = 1e-9  # relative: limits and breaks that count as the same
 
 
-def solve_row(model: RowModel, start: Tensor, tau: float, square: float | None) -> float | None:
-    """Solve the lasso of `model` from the weights `start` at `tau`, then at the tau where the squared distance is
-    `square` (None: stay there). Returns that tau, or None where there is none or too many changes are needed; the
-    model's point is then what it was.
+def solve_rows(lassos: Lassos, rows: Tensor, tau: Tensor, square: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Solve the lassos of some rows (index) from where they began at `tau` (rows,), then at the tau where the squared
+    distance is `square` (rows,); None: stay there. Returns that tau, and a mask of the rows where it was found: there
+    is none, or too many changes are needed, in the others, whose points are then what they were.
 
-    With hard samples `start` has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
+    With hard samples the beginning has to be optimal at `tau`. The Gram matrix should be exact where few samples count:
     supports are then as large as its rank.
     """
-    passed = model.state
-    there = None
-    if _begin(model, start, tau):
-        there = tau if square is None else _follow(model, tau, square=square)
-    if there is None:
-        model.state = passed
-    return there
+    passed, tau = _Points.of(lassos, rows), tau.clone()
+    found = _begin(lassos, rows, tau)
+    if square is not None:
+        there = found.nonzero()[:, 0]
+        tau[there], found[there] = _follow(lassos, rows[there], tau[there], square=square[there])
+    passed.put_back(lassos, ~found)
+    return tau, found
 
 
-def lead_row(model: RowModel, tau: float, to: float, start: Tensor | None = None) -> bool:
-    """Follow the weights of a model solved at `tau`, or from the weights `start` solved there, to another tau; False
-    where too many changes are needed: the model's point is then what it was."""
-    passed = model.state
-    if (start is None or _begin(model, start, tau)) and _follow(model, tau, to=to) is not None:
-        return True
-    model.state = passed
-    return False
+def lead_rows(lassos: Lassos, rows: Tensor, tau: Tensor, to: Tensor, *, anew: bool = False) -> Tensor:
+    """Follow the weights of rows (index) solved at `tau` (rows,), `anew` from where they began, solved there, to other
+    taus `to` (rows,). Returns a mask of the rows that came there; others need too many changes, and are where they
+    were."""
+    passed = _Points.of(lassos, rows)
+    led = _begin(lassos, rows, tau) if anew else torch.ones_like(rows, dtype=torch.bool)
+    there = led.nonzero()[:, 0]
+    _, led[there] = _follow(lassos, rows[there], tau[there], to=to[there])
+    passed.put_back(lassos, ~led)
+    return led
 
 
-def _begin(model: RowModel, start: Tensor, tau: float) -> bool:
-    """Solve the lasso of `model` at `tau`, from the weights `start`; False where it is not found."""
-    if not len(start):
-        return False
-    model.v, model.signs = start, torch.where(model.free, 0.0, start.sign())
-    return _descend(model, tau) if model.binding is None else _is_optimal(model, tau)
+@dataclass(frozen=True)
+class _Points:
+    """Where some rows (index) are: weights, their signs, the hard samples that are held, and the multipliers."""
+
+    rows: Tensor
+    parts: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, lassos: Lassos, rows: Tensor) -> _Points:
+        return cls(rows, tuple(part[rows] for part in (lassos.v, lassos.signs, lassos.held, lassos.nu)))
+
+    def put_back(self, lassos: Lassos, chosen: Tensor) -> None:
+        """Put those in a mask back there."""
+        for values, there in zip((lassos.v, lassos.signs, lassos.held, lassos.nu), self.parts, strict=True):
+            values[self.rows[chosen]] = there[chosen]
 
 
-def _is_optimal(model: RowModel, tau: float) -> bool:
+def _begin(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
+    """Solve the lassos of rows (index) at `tau`, from where they began; a mask of those that were."""
+    if not lassos.start.shape[1]:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    start = lassos.start[rows]
+    lassos.v[rows] = start
+    lassos.signs[rows] = torch.where(lassos.free[rows], 0.0, start.sign())
+    found = _is_optimal(lassos, rows, tau) if lassos.watching else _descend(lassos, rows, tau)
+    return found & lassos.real[rows].any(dim=1)
+
+
+def _is_optimal(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
     """Whether the weights of the present signs are those at tau, with the hard samples of the start that push."""
-    model.hold(model.began)
-    if not _release(model, tau):
-        return False
-    outside = (model.around.T @ model.v - model.edge) * model.pull
-    within = (model.q0 + tau * model.q1).abs() <= tau * model.costs * (1 + _NEARLY)
-    return (
-        bool((model.v * model.signs >= -_NEARLY * model.v.abs().sum()).all())
-        and bool((within | (model.signs != 0) | model.free).all())
-        and bool((outside <= _NEARLY).all())
-    )
+    lassos.held[rows] = lassos.began[rows]
+    released = _release(lassos, rows, tau)
+    v, signs, closed = lassos.v[rows], lassos.signs[rows], ~lassos.real[rows] | lassos.free[rows]
+    q, limit = _pull(lassos, rows, tau), tau[:, None] * lassos.costs[rows] * (1 + _NEARLY)
+    agree = (v * signs >= -_NEARLY * v.abs().sum(dim=1, keepdim=True)).all(dim=1)
+    within = ((q.abs() <= limit) | (signs != 0) | closed).all(dim=1)
+    return released & agree & within & (lassos.outside(rows) <= _NEARLY).all(dim=1)
 
 
-def _release(model: RowModel, tau: float) -> bool:
-    """Let go of hard samples that do not push; False where that leads nowhere."""
+def _release(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
+    """Let go of hard samples that do not push; a mask of the rows where that leads somewhere."""
+    found = torch.zeros_like(rows, dtype=torch.bool)
+    still = torch.arange(len(rows), device=rows.device)
     for _ in range(_RELEASES):
-        model.solve()
-        if model.hopeless:
-            return False
-        model.take(tau)
-        pressure = model.nu * model.pull[model.held]
-        wrong = pressure < -_NEARLY * pressure.abs().sum()
-        if not bool(wrong.any()):
-            return True
-        model.hold(model.held.index_fill(0, model.held.nonzero()[wrong, 0], False))
-    return False
+        still = still[_solved(lassos, rows[still])]
+        if not len(still):
+            break
+        some = rows[still]
+        lassos.take(some, tau[still])
+        held = lassos.held[some]
+        pressure = torch.where(held, lassos.nu[some] * lassos.pull[some], 0.0)
+        wrong = pressure < -_NEARLY * pressure.abs().sum(dim=1, keepdim=True)
+        lassos.held[some] = held & ~wrong
+        again = wrong.any(dim=1)
+        found[still[~again]] = True
+        still = still[again]
+    return found
 
 
-def _descend(model: RowModel, tau: float) -> bool:
-    """The weights at tau; False where they are not found."""
-    v = model.v
+def _descend(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
+    """The weights at tau of rows (index); a mask of those that were found."""
+    found = torch.zeros_like(rows, dtype=torch.bool)
+    still, v = torch.arange(len(rows), device=rows.device), lassos.v[rows]
     for _ in range(_CHANGES):
-        model.solve()
-        if model.hopeless:
-            return False
-        target = model.v0 - tau * model.v1
+        open_rows = _solved(lassos, rows[still])
+        still, v = still[open_rows], v[open_rows]
+        if not len(still):
+            break
+        some = rows[still]
+        signs = lassos.signs[some]
+        target = lassos.v0[some] - tau[still, None] * lassos.v1[some]
         step = target - v
-        crossing = torch.where(target * model.signs < 0, (v / -step).clamp(min=0), torch.inf)
-        least, place = crossing.min(dim=0)
-        if float(least) <= 1:
-            v = v + float(least) * step
-            v[place] = 0.0
-            model.signs = model.signs.index_fill(0, place, 0.0)
-            continue
-        v = target
-        q = model.q0 + tau * model.q1
-        excess = torch.where((model.signs == 0) & ~model.free, q.abs() - tau * model.costs * (1 + _EQUAL), -1.0)
-        most, place = excess.max(dim=0)
-        if float(most) <= 0:
-            model.take(tau)
-            return True
-        model.signs = model.signs.index_put((place,), q[place].sign())
-    return False
+        crossing = torch.where(target * signs < 0, (v / -step).clamp(min=0), torch.inf)
+        least, first = crossing.min(dim=1, keepdim=True)
+        stops = least <= 1
+        v = torch.where(stops, v + least.clamp(max=1.0) * step, target)
+        reached = torch.zeros_like(stops.expand_as(v)).scatter(1, first, stops)
+        q, limit = _pull(lassos, some, tau[still]), tau[still, None] * lassos.costs[some] * (1 + _EQUAL)
+        closed = (signs != 0) | lassos.free[some] | ~lassos.real[some]
+        most, worst = torch.where(closed, -1.0, q.abs() - limit).max(dim=1, keepdim=True)
+        enters = ~stops & (most > 0)
+        entered = torch.zeros_like(reached).scatter(1, worst, enters)
+        v = torch.where(reached, 0.0, v)
+        lassos.signs[some] = torch.where(reached, 0.0, torch.where(entered, q.sign(), signs))
+        done = ~(stops | enters)[:, 0]
+        lassos.take(some[done], tau[still[done]])
+        found[still[done]] = True
+        still, v = still[~done], v[~done]
+    return found
 
 
-def _follow(model: RowModel, tau: float, *, square: float | None = None, to: float = 0.0) -> float | None:
-    """Lead tau along the path from the weights at tau: to the squared distance `square`, or without one `to` a tau."""
-    changed = -1
-    c0, c1, c2 = model.coefficients
-    # the distance grows with tau
-    lower = to < tau if square is None else c0 + (c1 + c2 * tau) * tau > square
+def _follow(
+    lassos: Lassos, rows: Tensor, tau: Tensor, *, square: Tensor | None = None, to: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lead rows (index) along their paths from the weights at tau: to the squared distance `square`, or to a tau `to`,
+    (rows,). Returns the taus that were reached, and a mask of the rows where they were."""
+    tau, found = tau.clone(), torch.zeros_like(rows, dtype=torch.bool)
+    goal = square if to is None else to
+    assert goal is not None
+    c0, c1, c2 = lassos.coefficients[rows].unbind(dim=1)
+    lower = goal < (c0 + (c1 + c2 * tau) * tau if to is None else tau)  # the distance grows with tau
+    changed = torch.full_like(rows, -1)
+    still = torch.arange(len(rows), device=rows.device)
     for _ in range(_CHANGES):
-        if square is not None and not lower and not bool(model.signs.any()):  # farther than zero weights are
-            return None
-        end = to if square is None else _root(model.coefficients, square)
-        place, bend = _next_bend(model, tau, lower, changed)
-        if (bend <= end) if lower else (bend >= end):
-            model.take(end)
-            return end or None
-        tau, changed = bend, place
-        _change(model, place, tau)
-        model.solve()
-        if model.hopeless:
-            return None
-    return None
+        if to is None:  # farther than zero weights are is nothing
+            still = still[lower[still] | lassos.signs[rows[still]].any(dim=1)]
+        if not len(still):
+            break
+        some = rows[still]
+        end = _root(lassos.coefficients[some], goal[still]) if to is None else goal[still]
+        place, bend = _next_bend(lassos, some, tau[still], lower[still], changed[still])
+        arrived = torch.where(lower[still], bend <= end, bend >= end)
+        lassos.take(some[arrived], end[arrived])
+        tau[still] = torch.where(arrived, end, bend)
+        found[still[arrived]] = end[arrived] > 0
+        changed[still] = place
+        still, place = still[~arrived], place[~arrived]
+        _change(lassos, rows[still], place, tau[still])
+        still = still[_solved(lassos, rows[still])]
+    return tau, found
 
 
-def _change(model: RowModel, place: int, tau: float) -> None:
-    """Let a feature in or out, or, counted from the last feature on, hold a hard sample or let it go."""
-    if place >= len(model.signs):
-        held = model.held.clone()
-        held[place - len(model.signs)] ^= True
-        model.hold(held)
-        return
-    sign = 0.0 if float(model.signs[place]) else float((model.q0[place] + tau * model.q1[place]).sign())
-    model.signs = model.signs.index_fill(0, torch.tensor(place, device=model.signs.device), sign)
+def _solved(lassos: Lassos, rows: Tensor) -> Tensor:
+    """Solve rows (index) for their present signs; a mask of those with a solution."""
+    if len(rows):
+        lassos.solve(rows)
+    return ~lassos.hopeless[rows]
 
 
-def _root(coefficients: tuple[float, float, float], square: float) -> float:
-    """The tau of a squared distance on the present piece; 0 where the piece does not come that near."""
-    c0, c1, c2 = coefficients
-    if square <= c0 or c2 <= 0:
-        return 0.0
-    return max((max(c1**2 / 4 + c2 * (square - c0), 0.0) ** 0.5 - c1 / 2) / c2, 0.0)
+def _pull(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
+    """X_A' (b - X_A u) less the multipliers' part, of rows (index) at tau (rows,)."""
+    return lassos.q0[rows] + tau[:, None] * lassos.q1[rows]
 
 
-def _next_bend(model: RowModel, tau: float, lower: bool, changed: int) -> tuple[int, float]:
-    """What changes first below or above tau, as `_change` counts, and where; `changed` just did at tau."""
-    inside = model.signs != 0
-    zero = torch.where(inside, model.v0 / model.v1, torch.nan)
-    limits = torch.where(
-        inside | model.free,
-        torch.nan,
-        torch.stack([model.q0 / (model.costs - model.q1), -model.q0 / (model.costs + model.q1)]),
-    )
-    bends = torch.cat([zero[None], limits])
-    if model.binding is not None:
-        bends = torch.cat([bends, _hard_bends(model).expand(3, -1)], dim=1)
-    usable = (bends < tau) & (bends > 0) if lower else bends > tau
-    if changed >= 0:
-        usable[:, changed] &= (bends[:, changed] - tau).abs() > _EQUAL * tau
-    bends = torch.where(usable, bends, 0.0 if lower else torch.inf)
-    where = int(bends.argmax() if lower else bends.argmin())
-    return where % bends.shape[1], float(bends.flatten()[where])
+def _change(lassos: Lassos, rows: Tensor, places: Tensor, tau: Tensor) -> None:
+    """Let a feature of each row (index) in or out, or, counted from the last feature on, hold a hard sample or let it
+    go."""
+    width = lassos.v.shape[1]
+    hard = places >= width
+    lassos.held[rows[hard], places[hard] - width] ^= True
+    rows, places, tau = rows[~hard], places[~hard], tau[~hard]
+    q = lassos.q0[rows, places] + tau * lassos.q1[rows, places]
+    lassos.signs[rows, places] = torch.where(lassos.signs[rows, places] != 0, 0.0, q.sign())
 
 
-def _hard_bends(model: RowModel) -> Tensor:
-    """Where a held sample's multiplier is zero, and where a watched one reaches its bound, (near,)."""
-    reached = (model.around.T @ model.v0 - model.edge) / (model.around.T @ model.v1)
-    bends = torch.where(model.held, torch.nan, reached)
-    bends[model.held] = torch.where(model.pull[model.held] == 0, torch.nan, model.nu0 / model.nu1)
-    return bends
+def _root(coefficients: Tensor, square: Tensor) -> Tensor:
+    """The tau of a squared distance on the present pieces (rows, 3); 0 where a piece does not come that near."""
+    c0, c1, c2 = coefficients.unbind(dim=1)
+    root = (c1**2 / 4 + c2 * (square - c0)).clamp(min=0).sqrt() - c1 / 2
+    return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
+
+
+def _next_bend(lassos: Lassos, rows: Tensor, tau: Tensor, lower: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+    """What changes first in each row (index) below or above its tau, as `_change` counts, and where; `changed` just
+    did at tau."""
+    signs, costs, q0, q1 = (part[rows] for part in (lassos.signs, lassos.costs, lassos.q0, lassos.q1))
+    inside = signs != 0
+    zero = torch.where(inside, lassos.v0[rows] / lassos.v1[rows], torch.nan)
+    limits = torch.stack([q0 / (costs - q1), -q0 / (costs + q1)])
+    bends = torch.cat([zero[None], torch.where(inside | lassos.free[rows], torch.nan, limits)])
+    if lassos.watching:
+        bends = torch.cat([bends, _hard_bends(lassos, rows).expand(3, -1, -1)], dim=2)
+    usable = torch.where(lower[:, None], (bends < tau[:, None]) & (bends > 0), bends > tau[:, None])
+    here = torch.zeros_like(usable[0]).scatter(1, changed.clamp(min=0)[:, None], (changed >= 0)[:, None])
+    usable &= ~here | ((bends - tau[:, None]).abs() > _EQUAL * tau[:, None])
+    away = torch.where(usable, torch.where(lower[:, None], tau[:, None] - bends, bends - tau[:, None]), torch.inf)
+    nearest, kind = away.min(dim=0)
+    _, place = nearest.min(dim=1)
+    bend = bends.gather(0, kind[None])[0].gather(1, place[:, None])[:, 0]
+    nowhere = nearest.gather(1, place[:, None])[:, 0] == torch.inf
+    return place, torch.where(nowhere, torch.where(lower, 0.0, torch.inf), bend)
+
+
+def _hard_bends(lassos: Lassos, rows: Tensor) -> Tensor:
+    """Where a held sample's multiplier is zero, and where a watched one reaches its bound, (rows, near)."""
+    reached = (lassos.product(rows, lassos.v0[rows]) - lassos.edge[rows]) / lassos.product(rows, lassos.v1[rows])
+    released = torch.where(lassos.pull[rows] == 0, torch.nan, lassos.nu0[rows] / lassos.nu1[rows])
+    return torch.where(lassos.held[rows], released, reached)

@@ -137,7 +137,8 @@ def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Gues
     """Another program's solution, seen as a guess for this one."""
     weight = warm.weight[rows][:, columns].to(problem.lower) / problem.weight_scale
     dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale
-    soft, _ = problem.distance(problem.design.forward(weight))
+    product = problem.design.forward(weight)
+    soft, _ = problem.distance(product)
     inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
     reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
-    return Guess(weight, dual, binding(problem, dual, weight), reach / pull.clamp(min=1e-300))
+    return Guess(weight, dual, binding(problem, dual, weight), reach / pull.clamp(min=1e-300), product)

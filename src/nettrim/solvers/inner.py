@@ -1,211 +1,321 @@
-"""The lasso of one quadratic per row, by a primal-dual active set; see `polish` for the mathematics."""
+"""The lassos of one quadratic per row, by a primal-dual active set; see `polish` for the mathematics.
+
+Vectors of all rows are padded to the longest and worked on at once. Matrices stay with their rows; the systems of rows
+with supports of like size are solved in batches.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from nettrim.solvers.curvature import Curvature, extended, nothing_known
-from nettrim.solvers.problem import Problem
+from nettrim.solvers.curvature import Curvature
+from nettrim.solvers.design import Design
 
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
+_WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
+_BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
 
 
-class RowModel:
-    """|X_A u - b|^2 of one row on a working set of features, by its Gram matrix; see `curvature`."""
+class Lassos:
+    """|X_A u - b|^2 of every row on its working set of features, by its Gram matrix; see `curvature`.
 
-    def __init__(self, problem: Problem, known: Curvature | None = None) -> None:
-        self.design = problem.design
-        self.curvature = known or nothing_known(self.design)
-        self.binding: Tensor | None = None
-        self.costs = self.start = self.v = self.signs = self.nu = self.linear = self.gram.new_zeros(0)
-        self.free = self.curvature.active
-        self.constant = 0.0
-        self.tiny = 0.0  # weights below are zero to rounding
-        self.dirty = True
-        self.strayed = False  # whether it kept a joint budget waiting in an earlier outer step
-        self.hopeless = False  # more bounds bind than weights could meet: not a vertex that this method finds
+    Entries are (rows, features), features of the working set of each row, or (rows, near), the hard samples that it
+    watches; those past a row's own are padding, which is zero.
+    """
 
-    @property
-    def features(self) -> Tensor:
-        """The working set."""
-        return self.curvature.features
-
-    @property
-    def gram(self) -> Tensor:
-        return self.curvature.gram
-
-    def update(self, wanted: Tensor, active: Tensor) -> None:
-        """Extend the working set to the mask `wanted`, and let the samples in the mask `active` count."""
-        self.curvature = extended(self.curvature, self.design, wanted, active)
-
-    def begin(self, u: Tensor, signs: Tensor, gradient: Tensor, square: float, t: Tensor) -> None:
-        """Start from u, where X_A' (b - X_A u) = `gradient` and |b - X_A u|^2 = `square`."""
-        curved = self.gram @ u
-        self.linear = gradient + curved
-        self.constant = square + float(2 * (gradient @ u) + u @ curved)
-        entering = (signs == 0) & (t.abs() > self.costs) & ~self.free
-        self.signs = torch.where(entering, t.sign(), signs)
-        self.signs[self.free] = 0.0
-        self.start = self.v = u
-        self.dirty = True
-        self.nu = u.new_zeros(0)
-        self.binding = None
-
-    def bind(self, near: Tensor, held: Tensor, edge: Tensor, pull: Tensor, margin: float) -> None:
-        """Ask X u = edge of the hard samples `near` (index) that are `held` (mask); the others may come to be held.
-
-        `pull` is the sign each multiplier must have, 0 where both will do; a sample outside by more than `margin` is
-        held.
-        """
-        self.near, self.edge, self.pull, self.margin = near, edge, pull, margin
-        self.around = self.design.take(near, self.features).T
-        self.began = held
-        self.hold(held)
-
-    def hold(self, held: Tensor) -> None:
-        """Let the watched hard samples in the mask `held` bind, and no other."""
-        self.held = held
-        self.binding = self.near[held]
-        self.hard = self.around[:, held]
+    def __init__(self, design: Design, curvatures: Sequence[Curvature], costs: Tensor, tiny: float) -> None:
+        """The rows' `costs` are (rows, in); weights below `tiny` are zero to rounding."""
+        self.design, self.curvatures, self.tiny = design, curvatures, tiny
+        self.features, self.real = padded([curvature.features for curvature in curvatures])
+        self.costs = torch.where(self.real, costs.gather(1, self.features), 1.0)
+        self.free = self.real & (self.costs == 0)
+        zero = torch.zeros_like(self.costs)
+        self.linear = self.start = self.v = self.signs = zero
+        self.v0, self.v1, self.q0, self.q1 = (zero.clone() for _ in range(4))
+        rows = len(curvatures)
+        self.constant = zero.new_zeros(rows)
+        self.coefficients = zero.new_zeros(rows, 3)  # of the squared distance in tau
+        self.size = torch.zeros(rows, dtype=torch.int64, device=zero.device)  # weights of the support
+        self.dirty = torch.ones(rows, dtype=torch.bool, device=zero.device)  # whose signs are not those of its point
+        # whether more bounds bind than weights could meet: not a vertex that this method finds
+        self.hopeless = torch.zeros_like(self.dirty)
+        self.strayed = torch.zeros_like(self.dirty)  # whether it kept a joint budget waiting in an earlier outer step
+        self.watching = False  # hard samples
+        nothing = zero.new_zeros(rows, 0)
+        self.edge = self.pull = self.nu = self.nu0 = self.nu1 = nothing
+        self.near, self.watched = nothing.to(torch.int64), nothing.to(torch.bool)
+        self.held = self.began = self.watched
+        self.margin = self.constant
+        self.around: list[Tensor] = []  # X of the watched samples of each row, (near, features)
 
     @property
-    def state(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Weights, their signs, the multipliers of the hard samples that bind, and which do."""
-        return self.v, self.signs, self.nu, None if self.binding is None else self.held
+    def rows(self) -> int:
+        return len(self.curvatures)
 
-    @state.setter
-    def state(self, values: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
-        self.v, self.signs, self.nu, held = values
-        if held is not None:
-            self.hold(held)
-
-    def solve(self) -> None:
-        """v = v0 - tau v1 for the present signs, and the coefficients of the squared distance in tau."""
-        support = ((self.signs != 0) | self.free).nonzero()[:, 0]
-        self.support = support
-        sides = self.linear.new_zeros(2, len(self.features))
-        moved = sides
-        self.nu0 = self.nu1 = self.linear.new_zeros(0 if self.binding is None else len(self.binding))
-        quadratic, linear = [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]
-        if len(support):
-            rows = self.gram.index_select(0, support)
-            gram = rows.index_select(1, support)
-            here = self.linear[support]
-            rhs = torch.stack([here, (self.costs * self.signs)[support]], dim=1)
-            if self.binding is not None and len(self.binding):
-                solution = self._saddle(gram, rhs, self.hard[support])
-            else:
-                solution = self._definite(gram, rhs)
-            sides[:, support] = solution.T
-            moved = solution.T @ rows
-            quadratic, linear = (moved[:, support] @ solution).tolist(), (here @ solution).tolist()
-        self.v0, self.v1 = sides
-        self.q0, self.q1 = self.linear - moved[0], moved[1]
-        if self.binding is not None and len(self.binding):
-            self.q0 = self.q0 - self.hard @ self.nu0
-            self.q1 = self.q1 + self.hard @ self.nu1
-        self.coefficients = (
-            max(self.constant - 2 * linear[0] + quadratic[0][0], 0.0),
-            2 * linear[1] - 2 * quadratic[0][1],
-            quadratic[1][1],
+    def begin(self, u: Tensor, signs: Tensor, gradient: Tensor, square: Tensor, t: Tensor) -> None:
+        """Start from u (rows, in), where X' (b - X_A u) = `gradient` and |b - X_A u|^2 = `square` (rows,); `t` is X'
+        of the multipliers."""
+        u, signs, gradient, t = (
+            torch.where(self.real, part.gather(1, self.features), 0.0) for part in (u, signs, gradient, t)
         )
-        self.dirty = False
+        curved = torch.zeros_like(u)
+        for row, curvature in enumerate(self.curvatures):
+            count = len(curvature.features)
+            curved[row, :count] = curvature.gram @ u[row, :count]
+        self.linear = gradient + curved
+        self.constant = square + (2 * gradient * u + u * curved).sum(dim=1)
+        entering = self.real & (signs == 0) & (t.abs() > self.costs)
+        self.signs = torch.where(self.free, 0.0, torch.where(entering, t.sign(), signs))
+        self.start, self.v = u, u.clone()
 
-    def _definite(self, gram: Tensor, rhs: Tensor) -> Tensor:
-        """The solution; `gram` may be overwritten."""
-        gram.diagonal().mul_(1 + 1e-13).add_(1e-300)
+    def bind(self, near: Tensor, watched: Tensor, held: Tensor, edge: Tensor, pull: Tensor, margin: Tensor) -> None:
+        """Ask X u = edge of the hard samples `near` (rows, near) that are `held`; the others may come to be held.
+
+        `watched` says which entries are no padding, `pull` the sign each multiplier must have, 0 where both will do; a
+        sample outside by more than `margin` (rows,) is held.
+        """
+        self.watching = True
+        self.near, self.watched, self.edge, self.pull, self.margin = near, watched, edge, pull, margin
+        counts = watched.sum(dim=1).tolist()
+        self.around = [
+            self.design.take(near[row, :count], curvature.features)
+            for row, (curvature, count) in enumerate(zip(self.curvatures, counts, strict=True))
+        ]
+        self.held, self.began = held.clone(), held
+        self.nu, self.nu0, self.nu1 = (torch.zeros_like(edge) for _ in range(3))
+
+    def solve(self, rows: Tensor) -> None:
+        """v = v0 - tau v1 for the present signs of some rows (index), and the coefficients of the squared distance."""
+        support = (self.signs[rows] != 0) | self.free[rows]
+        self.size[rows] = size = support.sum(dim=1)
+        self.v0[rows], self.v1[rows] = 0.0, 0.0
+        self.q0[rows], self.q1[rows] = self.linear[rows], 0.0
+        self.nu0[rows], self.nu1[rows] = 0.0, 0.0
+        nothing = torch.zeros_like(self.constant[rows])
+        self.coefficients[rows] = torch.stack([self.constant[rows].clamp(min=0), nothing, nothing], dim=1)
+        self.dirty[rows] = False
+        bound = self.held[rows].sum(dim=1)
+        crowded = bound > _MOST_BINDING * (size + 1)
+        self.hopeless[rows] |= crowded
+        binds = bound > 0
+        for saddle, chosen in ((False, (size > 0) & ~binds), (True, (size > 0) & binds & ~crowded)):
+            places = chosen.nonzero()[:, 0]
+            if len(places):
+                for part in _alike((size + bound)[places], self.design.device.type):
+                    self._solve_alike(rows[places[part]], support[places[part]], saddle)
+
+    def _solve_alike(self, rows: Tensor, support: Tensor, saddle: bool) -> None:
+        """Solve some rows (index) whose supports (rows, features) are not empty and of like size; `saddle` where hard
+        samples bind."""
+        inside, real = places(support)
+        count, width = inside.shape
+        bound, binds = places(self.held[rows]) if saddle else (inside[:, :0], real[:, :0])
+        sizes, numbers = real.sum(dim=1).tolist(), rows.tolist()
+        chosen = [inside[place, :size] for place, size in enumerate(sizes)]
+        parts = [self.curvatures[row].gram.index_select(0, index) for row, index in zip(numbers, chosen, strict=True)]
+        blocks = [part.index_select(1, index) for part, index in zip(parts, chosen, strict=True)]
+        system = _stacked(blocks, width + bound.shape[1])
+        here, cost = (
+            torch.where(real, values[rows].gather(1, inside), 0.0) for values in (self.linear, self.costs * self.signs)
+        )
+        right = torch.stack([here, cost], dim=2)
+        if saddle:
+            solution = self._saddle(rows, system, right, (inside, real), (bound, binds))
+        else:
+            solution = self._definite(rows, system, right, real)
+        sides = right.new_zeros(count, 2, support.shape[1])
+        sides.scatter_add_(2, inside[:, None].expand(-1, 2, -1), solution.mT)  # padding adds zero
+        moved = torch.zeros_like(sides)
+        for place, part in enumerate(parts):
+            moved[place, :, : part.shape[1]] = solution[place, : len(part)].T @ part
+        self.v0[rows], self.v1[rows] = sides.unbind(dim=1)
+        self.q0[rows] -= moved[:, 0]
+        self.q1[rows] += moved[:, 1]
+        if saddle:
+            for row in numbers:
+                around = self.around[row]
+                near, features = around.shape
+                pushed = torch.stack([self.nu0[row, :near], self.nu1[row, :near]]) @ around
+                self.q0[row, :features] -= pushed[0]
+                self.q1[row, :features] += pushed[1]
+        quadratic = moved @ sides.mT
+        linear = (here[:, None] @ solution)[:, 0]
+        self.coefficients[rows] = torch.stack(
+            [
+                (self.constant[rows] - 2 * linear[:, 0] + quadratic[:, 0, 0]).clamp(min=0),
+                2 * linear[:, 1] - 2 * quadratic[:, 0, 1],
+                quadratic[:, 1, 1],
+            ],
+            dim=1,
+        )
+
+    def _definite(self, rows: Tensor, gram: Tensor, right: Tensor, real: Tensor) -> Tensor:
+        """The solutions (rows, support, 2); `gram` is overwritten."""
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        diagonal.mul_(1 + 1e-13).add_(1e-300)
+        diagonal.masked_fill_(~real, 1.0)
         factor, info = torch.linalg.cholesky_ex(gram)
-        if not int(info):
-            return torch.cholesky_solve(rhs, factor)
-        if len(gram) > _LARGEST_SINGULAR:  # more weights than the samples that count can tell apart
-            self.hopeless = True
-            return torch.zeros_like(rhs)
-        values, vectors = torch.linalg.eigh(gram)
-        inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
-        return vectors @ (inverse[:, None] * (vectors.T @ rhs))
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        for place in info.nonzero()[:, 0].tolist():
+            size = int(real[place].sum())
+            solution[place] = 0.0
+            if size > _LARGEST_SINGULAR:  # more weights than the samples that count can tell apart
+                self.hopeless[rows[place]] = True
+                continue
+            values, vectors = torch.linalg.eigh(gram[place, :size, :size])
+            inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
+            solution[place, :size] = vectors @ (inverse[:, None] * (vectors.T @ right[place, :size]))
+        return solution
 
-    def _saddle(self, gram: Tensor, rhs: Tensor, hard: Tensor) -> Tensor:
-        count, size = hard.shape[1], len(gram)
-        if count > _MOST_BINDING * (size + 1):
-            self.hopeless = True
-            self.nu0 = self.nu1 = gram.new_zeros(count)
-            return torch.zeros_like(rhs)
-        pressure = float((hard**2).sum()) / max(count, 1)
-        scale = max(float(gram.diagonal().mean()), pressure) + 1e-300
-        system = gram.new_zeros(size + count, size + count)
-        system[:size, :size] = gram
-        system[:size, size:], system[size:, :size] = hard, hard.T
-        system.diagonal()[:size] += 1e-11 * scale
-        system.diagonal()[size:] -= 1e-11 * pressure / scale
-        right = gram.new_zeros(size + count, 2)
-        right[:size] = rhs
-        right[size:, 0] = self.edge[self.held]
+    def _saddle(
+        self,
+        rows: Tensor,
+        system: Tensor,
+        right: Tensor,
+        support: tuple[Tensor, Tensor],
+        held: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """The solutions (rows, support, 2) that meet the bounds which bind; their multipliers are kept.
+
+        `system` has the Gram matrices at its top left. `support` and `held` say where features and bounds are, as
+        `places`.
+        """
+        (inside, real), (bound, binds) = support, held
+        width = real.shape[1]
+        sizes, counts = real.sum(dim=1), binds.sum(dim=1)
+        for place, (row, size, count) in enumerate(zip(rows.tolist(), sizes.tolist(), counts.tolist(), strict=True)):
+            hard = self.around[row].index_select(0, bound[place, :count]).index_select(1, inside[place, :size])
+            system[place, width : width + count, :size] = hard
+            system[place, :size, width : width + count] = hard.T
+        diagonal = system.diagonal(dim1=1, dim2=2)
+        pressure = (system[:, :width, width:] ** 2).sum(dim=(1, 2)) / counts
+        scale = torch.maximum(diagonal[:, :width].sum(dim=1) / sizes, pressure) + 1e-300
+        diagonal[:, :width] += (1e-11 * scale)[:, None]
+        diagonal[:, width:] -= (1e-11 * pressure / scale)[:, None]
+        diagonal.masked_fill_(~torch.cat([real, binds], dim=1), 1.0)
+        edge = torch.where(binds, self.edge[rows].gather(1, bound), 0.0)
+        right = torch.cat([right, torch.stack([edge, torch.zeros_like(edge)], dim=2)], dim=1)
         solution, _ = torch.linalg.solve_ex(system, right)
-        if not bool(torch.isfinite(solution).all()):
-            self.hopeless |= len(system) > _LARGEST_SINGULAR
-            solution = torch.zeros_like(right) if self.hopeless else torch.linalg.pinv(system, hermitian=True) @ right
-        self.nu0, self.nu1 = solution[size:, 0], solution[size:, 1]
-        return solution[:size]
+        broken = ~torch.isfinite(solution).all(dim=2).all(dim=1)
+        for place in broken.nonzero()[:, 0].tolist():
+            lost = int(sizes[place] + counts[place]) > _LARGEST_SINGULAR
+            self.hopeless[rows[place]] |= lost
+            inverse = torch.zeros_like(system[place]) if lost else torch.linalg.pinv(system[place], hermitian=True)
+            solution[place] = inverse @ right[place]
+        for kept, values in zip((self.nu0, self.nu1), solution[:, width:].unbind(dim=2), strict=True):
+            kept[rows] = torch.zeros_like(kept[rows]).scatter_add(1, bound, torch.where(binds, values, 0.0))
+        return solution[:, :width]
 
     @property
-    def beyond(self) -> bool:
-        """Whether the support is far larger than that of any vertex: the passes are lost.
+    def beyond(self) -> Tensor:
+        """Whether the support of a row is far larger than that of any vertex, (rows,): the passes are lost.
 
         A vertex has at most one weight for each sample that counts or binds.
         """
-        rank = self.curvature.count + int(self.free.sum())
-        if self.binding is not None:
-            rank += 2 * len(self.binding) + _SPARE
-        return len(self.support) > rank + 1
+        counts = torch.tensor([curvature.count for curvature in self.curvatures], device=self.size.device)
+        rank = counts + self.free.sum(dim=1)
+        if self.watching:
+            rank = rank + 2 * self.held.sum(dim=1) + _SPARE
+        return self.size > rank + 1
 
-    def take(self, tau: float) -> None:
-        """The point and the hard multipliers at tau."""
-        self.v = self.v0 - tau * self.v1
-        self.nu = self.nu0 - tau * self.nu1
+    def take(self, rows: Tensor, tau: Tensor) -> None:
+        """The points and the hard multipliers of some rows (index) at tau (rows,)."""
+        self.v[rows] = self.v0[rows] - tau[:, None] * self.v1[rows]
+        self.nu[rows] = self.nu0[rows] - tau[:, None] * self.nu1[rows]
 
-    def settle(self, tau: float, cautious: bool) -> None:
-        """Take the point at tau and read the signs off it."""
-        self.take(tau)
-        limit = tau * self.costs
-        q = self.q0 + tau * self.q1
-        if self.binding is not None:
-            self._rebind(cautious)
-        flipped = self.v * self.signs < -self.tiny  # a weight that hard samples hold at zero keeps its sign
-        excess = torch.where((self.signs == 0) & ~self.free, q.abs() - limit * (1 + 1e-9), -1.0)
+    def settle(self, rows: Tensor, tau: Tensor, cautious: bool) -> None:
+        """Take the points at tau and read the signs off them."""
+        self.take(rows, tau)
+        signs, v = self.signs[rows], self.v[rows]
+        q = self.q0[rows] + tau[:, None] * self.q1[rows]
+        if self.watching:
+            self._rebind(rows, cautious)
+        flipped = v * signs < -self.tiny  # a weight that hard samples hold at zero keeps its sign
+        closed = (signs != 0) | self.free[rows] | ~self.real[rows]
+        excess = torch.where(closed, -1.0, q.abs() - tau[:, None] * self.costs[rows] * (1 + 1e-9))
         entering = excess > 0
         if cautious and bool(entering.any()):
-            only = torch.zeros_like(entering)
-            only[excess.argmax()] = True
-            entering = only
-        if bool(flipped.any()) or bool(entering.any()):
-            self.signs = torch.where(flipped, 0.0, torch.where(entering, q.sign(), self.signs))
-            self.v = torch.where(flipped, 0.0, self.v)
-            self.dirty = True
+            entering &= torch.zeros_like(entering).scatter(1, excess.argmax(dim=1, keepdim=True), True)
+        self.signs[rows] = torch.where(flipped, 0.0, torch.where(entering, q.sign(), signs))
+        self.v[rows] = torch.where(flipped, 0.0, v)
+        self.dirty[rows] |= (flipped | entering).any(dim=1)
 
-    def _rebind(self, cautious: bool) -> None:
+    def _rebind(self, rows: Tensor, cautious: bool) -> None:
         """Let go of the hard samples whose multiplier has the wrong sign, and hold the worst of those outside.
 
         When cautious, one of the first or, where there are none, of the second.
         """
-        wrong = -self.nu * self.pull[self.held]
-        outside = torch.where(self.held, 0.0, (self.around.T @ self.v - self.edge) * self.pull - self.margin)
-        count = max(1, int(_JOINING * len(self.support)))
+        held, nu = self.held[rows], self.nu[rows]
+        wrong = torch.where(held, -nu * self.pull[rows], 0.0)
+        outside = torch.where(held | ~self.watched[rows], 0.0, self.outside(rows) - self.margin[rows, None])
+        count = (_JOINING * self.size[rows]).to(torch.int64).clamp(min=1)
         leaving = wrong > 0
-        if cautious and bool(leaving.any()):
-            leaving, count = wrong == wrong.max(), 0
-        elif cautious:
-            count = 1
-        joining = outside.topk(min(count, len(outside)))
-        held = self.held.index_fill(0, joining.indices[joining.values > 0], True)
-        held[self.held.nonzero()[leaving, 0]] = False
-        if bool((held == self.held).all()):
-            return
-        nu = torch.zeros_like(self.edge)
-        nu[self.held] = self.nu
-        self.hold(held)
-        self.nu = nu[held]
-        self.dirty = True
+        if cautious and held.shape[1]:
+            leaving &= wrong == wrong.amax(dim=1, keepdim=True)
+            count = 1 - leaving.any(dim=1).to(torch.int64)
+        joining = outside.topk(min(int(count.max()), outside.shape[1]))
+        order = torch.arange(joining.values.shape[1], device=held.device)
+        wanted = (joining.values > 0) & (order < count[:, None])
+        now = (held | torch.zeros_like(held).scatter(1, joining.indices, wanted)) & ~leaving
+        self.held[rows], self.nu[rows] = now, torch.where(now, nu, 0.0)
+        self.dirty[rows] |= (now != held).any(dim=1)
+
+    def outside(self, rows: Tensor) -> Tensor:
+        """By how much the points of some rows (index) break the bounds of the hard samples they watch, (rows, near)."""
+        return (self.product(rows, self.v[rows]) - self.edge[rows]) * self.pull[rows]
+
+    def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """X w of the hard samples that some rows (index) watch, for weights (rows, features), (rows, near)."""
+        result = torch.zeros_like(self.edge[rows])
+        for place, row in enumerate(rows.tolist()):
+            around = self.around[row]
+            result[place, : len(around)] = around @ weight[place, : around.shape[1]]
+        return result
+
+
+def padded(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Index vectors as the rows of one array, zero past their ends, and a mask of what is no padding."""
+    counts = torch.tensor([len(index) for index in indices], device=indices[0].device)
+    array = torch.nn.utils.rnn.pad_sequence(list(indices), batch_first=True)
+    return array, torch.arange(array.shape[1], device=array.device) < counts[:, None]
+
+
+def places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row of a mask is true, as `padded`."""
+    counts = mask.sum(dim=1)
+    column = mask.nonzero()[:, 1]
+    real = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+    array = torch.zeros_like(real, dtype=torch.int64)
+    array[real] = column
+    return array, real
+
+
+def _stacked(blocks: Sequence[Tensor], size: int) -> Tensor:
+    """Square matrices at the top left of larger ones, (matrices, size, size); a single one of that size as it is."""
+    if len(blocks) == 1 and len(blocks[0]) == size:
+        return blocks[0][None]
+    whole = blocks[0].new_zeros(len(blocks), size, size)
+    for place, block in enumerate(blocks):
+        whole[place, : len(block), : len(block)] = block
+    return whole
+
+
+def _alike(sizes: Tensor, kind: str) -> Iterator[Tensor]:
+    """The places of systems of these sizes, in batches of like size, no larger than a device of this kind likes."""
+    order = torch.argsort(sizes)
+    entries = _BATCH.get(kind, _BATCH["cpu"])
+    begin, cubes = 0, 0
+    for end, size in enumerate(sizes[order].tolist()):
+        count = end - begin + 1
+        if count > 1 and (count * size**2 > entries or count * size**3 - cubes - size**3 > _WASTE):
+            yield order[begin:end]
+            begin, cubes = end, 0
+        cubes += size**3
+    yield order[begin:]

@@ -8,8 +8,8 @@ from statistics import median_low
 import torch
 from torch import Tensor
 
-from nettrim.solvers.homotopy import lead_row, solve_row
-from nettrim.solvers.inner import RowModel
+from nettrim.solvers.homotopy import lead_rows, solve_rows
+from nettrim.solvers.inner import Lassos
 from nettrim.solvers.problem import Problem
 
 _PASSES = 40
@@ -19,23 +19,22 @@ _FLOWING = 6  # passes after which a shared tau waits, in the middle of where it
 _WAIT = 20  # passes that it waits, and that are granted besides
 
 
-def solve_models(problem: Problem, models: dict[int, RowModel], tau: Tensor, margin: Tensor) -> None:
+def solve_lassos(problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor) -> None:
     """Solve every row's lasso at the tau where its group meets its budget, which is written into `tau`, (groups,).
 
     First by passes over all rows; rows that do not settle are solved once more from where they were, change by change.
     `margin` (groups,) is by how much budgets are aimed at from inside, relative. Rows that both fail on are hopeless.
     """
-    before = tau.tolist()
-    for row in _Passes(problem, models, tau, margin).run():
-        model, group = models[row], int(problem.groups[row])
-        lost = model.hopeless or model.beyond
-        square = None if problem.epsilon is None else float((problem.epsilon[group] * (1 - margin[group])) ** 2)
-        model.hopeless = False
-        there = solve_row(model, model.start, before[group], square)
-        if there is None:
-            model.hopeless = lost
-        else:
-            tau[group] = there
+    before, groups = tau.clone(), problem.groups
+    rows = _Passes(problem, lassos, tau, margin).run()
+    if not len(rows):
+        return
+    lost = lassos.hopeless | lassos.beyond
+    lassos.hopeless[rows] = False
+    square = None if problem.epsilon is None else ((problem.epsilon * (1 - margin)) ** 2)[groups[rows]]
+    there, found = solve_rows(lassos, rows, before[groups[rows]], square)
+    lassos.hopeless[rows] = lost[rows] & ~found
+    tau[groups[rows[found]]] = there[found]
 
 
 class _Passes:
@@ -46,64 +45,75 @@ class _Passes:
     they were to every tau that comes.
     """
 
-    def __init__(self, problem: Problem, models: dict[int, RowModel], tau: Tensor, margin: Tensor) -> None:
-        self.problem, self.models, self.tau, self.margin = problem, models, tau, margin
-        self.groups, self.before = problem.groups.tolist(), tau.tolist()
+    def __init__(self, problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor) -> None:
+        self.problem, self.lassos, self.tau, self.margin = problem, lassos, tau, margin
+        self.groups, self.before = problem.groups.tolist(), tau.clone()
         self.apart, self.shared = _apart_and_shared(problem)
-        self.rows = list(models)  # those still open
+        self.rows = list(range(lassos.rows))  # those still open
         self.lost: set[int] = set()  # groups that did not settle
         self.halved: Counter[int] = Counter()
         self.seen: list[list[float]] = []  # values of tau in the first passes
         # passes that a shared tau has waited; at once for a row that strayed, whose point would throw it off
-        self.waited = Counter({self.groups[row] for row, model in models.items() if model.strayed})
+        self.waited = Counter({self.groups[row] for row in lassos.strayed.nonzero()[:, 0].tolist()})
         self.led: dict[int, float] = {}  # rows that are led, and the tau at which each is
 
-    def run(self) -> list[int]:
-        """Returns the rows that did not settle and whose tau is their own."""
+    def run(self) -> Tensor:
+        """Returns the rows (index) that did not settle and whose tau is their own."""
+        lassos = self.lassos
         for number in range(_PASSES + _WAIT * bool(self.shared)):
             open_groups = self._pass(number)
             self._wait(open_groups, number >= _FLOWING)
+            hopeless, beyond = lassos.hopeless.tolist(), lassos.beyond.tolist()
             for row in self.rows:
-                if self.models[row].hopeless or (self.apart[row] and self.models[row].beyond):
+                if hopeless[row] or (self.apart[row] and beyond[row]):
                     self.lost.add(self.groups[row])
             self._keep(open_groups - self.lost)
             if not self.rows:
                 break
         self.lost |= {self.groups[row] for row in self.rows}
         self._keep(set())
-        return [row for row in self.models if self.apart[row] and self.groups[row] in self.lost]
+        return self._index([row for row in range(lassos.rows) if self.apart[row] and self.groups[row] in self.lost])
 
     def _pass(self, number: int) -> set[int]:
         """One pass; the groups in which something changed."""
-        models, tau = self.models, self.tau
-        fresh = {row for row in self.rows if models[row].dirty}
-        for row in fresh:
-            models[row].solve()
+        lassos, tau = self.lassos, self.tau
+        dirty = lassos.dirty.tolist()
+        fresh = [row for row in self.rows if dirty[row]]
+        if fresh:
+            lassos.solve(self._index(fresh))
         flowing = [row for row in self.rows if not self.waited[self.groups[row]]]
-        short = choose_tau(self.problem, models, tau, flowing, self.margin)
+        short = choose_tau(self.problem, lassos.coefficients, tau, flowing, self.margin)
         values = tau.tolist()
         if number < _FLOWING:
             self.seen.append(values)
         elif number == _FLOWING:
             for group in self._open_shared():
                 values[group] = tau[group] = median_low(seen[group] for seen in self.seen)
+        settled = [row for row in sorted({*fresh, *flowing}) if row not in self.led]
         open_groups = set()
-        for row in fresh.union(flowing):
-            model, group = models[row], self.groups[row]
-            piece = model.coefficients
-            if row in self.led:
-                model.hopeless |= not lead_row(model, self.led[row], values[group])
-                self.led[row] = values[group]
-            else:
-                model.settle(values[group], number >= _CAUTION)
-            if model.dirty or model.coefficients is not piece:
-                open_groups.add(group)
+        if settled:
+            index = self._index(settled)
+            lassos.settle(index, tau[self.problem.groups[index]], number >= _CAUTION)
+            open_groups = {self.groups[row] for row in index[lassos.dirty[index]].tolist()}
+        led = sorted(self.led.keys() & {*fresh, *flowing})
+        if led:
+            open_groups |= self._lead(led)
         for group in short - open_groups:  # settled and too far: a smaller tau lets the supports grow
             if self.halved[group] < _HALVINGS:
                 self.halved[group] += 1
                 tau[group] *= 0.5
                 open_groups.add(group)
         return open_groups
+
+    def _lead(self, led: list[int]) -> set[int]:
+        """Lead rows to the present taus; the groups where a path bent on the way."""
+        lassos, rows = self.lassos, self._index(led)
+        here, to = self.tau.new_tensor([self.led[row] for row in led]), self.tau[self.problem.groups[rows]]
+        pieces = lassos.coefficients[rows]
+        lassos.hopeless[rows] |= ~lead_rows(lassos, rows, here, to)
+        self.led.update(zip(led, to.tolist(), strict=True))
+        bent = (lassos.coefficients[rows] != pieces).any(dim=1)
+        return set(self.problem.groups[rows[bent]].tolist())
 
     def _wait(self, open_groups: set[int], late: bool) -> None:
         """Count how long the shared tau of each group has waited; lead what it waits for too long. `late`: whether
@@ -118,14 +128,16 @@ class _Passes:
             elif self.waited[group]:
                 self.waited[group] = 0
                 open_groups.add(group)
-        for row in self.rows:
-            group = self.groups[row]
-            if self.models[row].dirty and self.waited[group] > _WAIT:
-                model = self.models[row]
-                self.led[row] = float(self.tau[group])
-                if not lead_row(model, self.before[group], self.led[row], model.start):
-                    model.dirty, model.strayed, model.hopeless = True, True, model.strayed
-                    open_groups.discard(group)
+        lassos, problem = self.lassos, self.problem
+        rows = self._index([row for row in self.rows if self.waited[self.groups[row]] > _WAIT])
+        rows = rows[lassos.dirty[rows]]
+        if len(rows):
+            to = self.tau[problem.groups[rows]]
+            self.led.update(zip(rows.tolist(), to.tolist(), strict=True))
+            stuck = rows[~lead_rows(lassos, rows, self.before[problem.groups[rows]], to, anew=True)]
+            lassos.hopeless[stuck] = lassos.strayed[stuck]
+            lassos.dirty[stuck] = lassos.strayed[stuck] = True
+            open_groups -= set(problem.groups[stuck].tolist())
 
     def _open_shared(self) -> set[int]:
         """The groups still open whose tau several rows share."""
@@ -133,11 +145,14 @@ class _Passes:
 
     def _keep(self, open_groups: set[int]) -> None:
         """Go on with these groups; in others the last point stands, with the signs it has."""
-        for row in self.rows:
-            model = self.models[row]
-            if self.groups[row] not in open_groups and model.dirty:
-                model.signs = torch.where(model.free, 0.0, model.v.sign())
+        lassos = self.lassos
+        ended = self._index([row for row in self.rows if self.groups[row] not in open_groups])
+        ended = ended[lassos.dirty[ended]]
+        lassos.signs[ended] = torch.where(lassos.free[ended], 0.0, lassos.v[ended].sign())
         self.rows = [row for row in self.rows if self.groups[row] in open_groups]
+
+    def _index(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self.tau.device)
 
 
 def _apart_and_shared(problem: Problem) -> tuple[list[bool], set[int]]:
@@ -149,10 +164,11 @@ def _apart_and_shared(problem: Problem) -> tuple[list[bool], set[int]]:
     return (alone & matters)[problem.groups].tolist(), set((~alone & matters).nonzero()[:, 0].tolist())
 
 
-def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:
+def choose_tau(problem: Problem, coefficients: Tensor, tau: Tensor, rows: list[int], margin: Tensor) -> set[int]:
     """The scalar equation of each group: squared distance = (eps (1 - margin))^2, `margin` (groups,).
 
-    Returns the groups whose supports cannot come that near at any tau, which is left as it is.
+    `coefficients` (rows, 3) are those of the squared distance in tau, of which `rows` count. Returns the groups whose
+    supports cannot come that near at any tau, which is left as it is.
     """
     if problem.regularization is not None:
         tau.fill_(1 / (2 * problem.regularization))
@@ -160,9 +176,9 @@ def choose_tau(problem: Problem, models: dict[int, RowModel], tau: Tensor, rows:
     if not rows:
         return set()
     assert problem.epsilon is not None
-    sums = torch.zeros(3, problem.rows, dtype=torch.float64)
-    sums[:, rows] = torch.tensor([models[row].coefficients for row in rows], dtype=torch.float64).T
-    c0, c1, c2 = (problem.group_sum(values.to(tau.device)) for values in sums)
+    counted = torch.zeros_like(coefficients)
+    counted[rows] = coefficients[rows]
+    c0, c1, c2 = (problem.group_sum(values) for values in counted.T)
     room = (problem.epsilon * (1 - margin)) ** 2 - c0
     root = (c1**2 / 4 + c2 * room).clamp(min=0).sqrt() - c1 / 2
     touched = torch.zeros_like(tau, dtype=torch.bool)

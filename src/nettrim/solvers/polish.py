@@ -14,7 +14,7 @@ equation; the rows of a joint budget share that tau and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
-from nettrim.solvers.curvature import Curvatures
-from nettrim.solvers.inner import RowModel
-from nettrim.solvers.passes import solve_models
+from nettrim.solvers.curvature import Curvature, Curvatures, extended, nothing_known
+from nettrim.solvers.inner import Lassos, places
+from nettrim.solvers.passes import solve_lassos
 from nettrim.solvers.problem import Problem
 
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
@@ -39,7 +39,9 @@ _PATIENCE = 4  # steps without progress
 _LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
 _UPHILL = 1e-9  # relative: what rounding adds
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
-_BY_ROW = ("rows", "costs", "u", "z", "signs", "gradient", "square", "t", "binding", "nu")  # of a state
+_BY_ROW = (  # of a state
+    "rows", "costs", "u", "z", "signs", "gradient", "square", "t", "binding", "nu", "unsettled", "strayed"
+)  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
@@ -53,6 +55,7 @@ class Guess:
     dual: Tensor  # (rows, samples)
     binding: Tensor | None  # (rows, samples) bool
     tau: Tensor  # (groups,)
+    product: Tensor | None = None  # X u, (rows, samples), where it is known
 
     def select(self, rows: Tensor, groups: Tensor) -> Guess:
         """That of some rows and groups (index or mask)."""
@@ -115,8 +118,10 @@ class _State:
     nu: Tensor | None  # (rows, samples)
     stalled: Tensor  # steps without progress, (groups,)
     fewest: Tensor  # changes of signs and of what binds in a step, (groups,)
+    unsettled: Tensor  # whether the last inner passes ended before a vertex, (rows,)
+    strayed: Tensor  # whether a joint budget waited for the row in vain, (rows,)
     tiny: float  # weights below are zero to rounding
-    models: dict[int, RowModel] = field(default_factory=dict)
+    curvatures: list[Curvature] | None = None  # by row
 
     def only(self, open_groups: Tensor) -> _State:
         """The rows of those groups alone that are in the mask `open_groups`."""
@@ -125,8 +130,8 @@ class _State:
         for name in _BY_ROW:
             values = getattr(self, name)
             parts[name] = None if values is None else values[rows]
-        models = {place: self.models[row] for place, row in enumerate(rows.tolist())}
-        return replace(self, problem=self.problem.select(rows), models=models, **parts)
+        curvatures = None if self.curvatures is None else [self.curvatures[row] for row in rows.tolist()]
+        return replace(self, problem=self.problem.select(rows), curvatures=curvatures, **parts)
 
 
 def polish(
@@ -160,10 +165,11 @@ def polish(
         state.stalled, state.fewest = torch.where(progress, 0, state.stalled + 1), torch.minimum(state.fewest, moved)
         landed = (_landed(state) | (moved == 0)) & (gap <= _LANDED * tolerance)
         done = hopeless | (gap <= _DONE * tolerance) | landed | (state.stalled >= _PATIENCE)
-        if known is not None:
-            for row, model in state.models.items():
-                if steps == max_steps or bool(done[state.problem.groups[row]]):
-                    known.keep(row, model.curvature)
+        if known is not None and state.curvatures is not None:
+            ended = done[state.problem.groups].tolist()
+            for row, curvature in enumerate(state.curvatures):
+                if steps == max_steps or ended[row]:
+                    known.keep(row, curvature)
         if bool(done.any()):
             state = state.only(~done)
     return Polished(weight, objective, dual, bound, steps, tau)
@@ -171,7 +177,7 @@ def polish(
 
 def _begin(problem: Problem, guess: Guess) -> _State:
     assert isinstance(problem.penalty, L1)
-    z = problem.design.forward(guess.u)
+    z = problem.design.forward(guess.u) if guess.product is None else guess.product
     soft, _ = problem.distance(z)
     zero = torch.zeros_like(guess.tau)
     return _State(
@@ -191,6 +197,8 @@ def _begin(problem: Problem, guess: Guess) -> _State:
         nu=None if problem.soft is None else torch.zeros_like(problem.lower),
         stalled=zero.to(torch.int64),
         fewest=zero + torch.inf,
+        unsettled=torch.zeros(problem.rows, dtype=torch.bool, device=z.device),
+        strayed=torch.zeros(problem.rows, dtype=torch.bool, device=z.device),
         tiny=_ZERO * float(guess.u.abs().max()),
     )
 
@@ -198,14 +206,12 @@ def _begin(problem: Problem, guess: Guess) -> _State:
 def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tensor]:
     """One outer step: a mask of the groups that it gave up, and how many signs of each row changed."""
     problem = state.problem
-    signs, u, z = state.signs.clone(), state.u.clone(), state.z
-    for row in range(problem.rows):
-        _refresh(state, row, curvatures)
-    solve_models(problem, state.models, state.tau, state.margin)
+    signs, u, z = state.signs, state.u, state.z
+    lassos = _lassos(state, curvatures)
+    solve_lassos(problem, lassos, state.tau, state.margin)
     hopeless = torch.zeros(problem.group_count, dtype=torch.bool, device=z.device)
-    hopeless[problem.groups[[row for row, model in state.models.items() if model.hopeless]]] = True
-    for row in range(problem.rows):
-        _take(state, row)
+    hopeless[problem.groups[lassos.hopeless]] = True
+    _take(state, lassos)
     state.z = problem.design.forward(state.u)
     if problem.soft is None:
         _shorten(state, u, z)
@@ -232,36 +238,47 @@ def _assess(state: _State) -> tuple[Tensor, Tensor, Tensor]:
     return value, proved, present
 
 
-def _refresh(state: _State, row: int, curvatures: Curvatures | None) -> None:
-    """Bring a row's quadratic up to date: samples that count, working set, gradient."""
-    problem, t, cost = state.problem, state.t[row], state.costs[row]
-    z, lower, upper = state.z[row], problem.lower[row], problem.upper[row]
-    active = (z > upper) | (z < lower) | (lower == upper)
+def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
+    """The rows' quadratics as they are now: samples that count, working sets, gradients."""
+    problem, z = state.problem, state.z
+    active = (z > problem.upper) | (z < problem.lower) | (problem.lower == problem.upper)
     if problem.soft is not None:
-        active &= problem.soft[row]
-    model = state.models.get(row)
-    near = _NEAR_AT_FIRST if model is None else _NEAR
-    wanted = (state.signs[row] != 0) | (cost == 0) | (t.abs() > near * cost)
-    wanted &= ~torch.isinf(cost)
-    if model is None:
-        known = None if curvatures is None else curvatures.take(row)
-        model = state.models[row] = RowModel(problem, known and known.only(wanted))
-    model.update(wanted, active)
-    model.tiny = state.tiny
-    w = model.features
-    model.costs, model.free = cost[w], cost[w] == 0
-    model.begin(state.u[row, w], state.signs[row, w], state.gradient[row, w], float(state.square[row]), t[w])
+        active &= problem.soft
+    near = _NEAR_AT_FIRST if state.curvatures is None else _NEAR
+    wanted = (state.signs != 0) | (state.costs == 0) | (state.t.abs() > near * state.costs)
+    wanted &= ~torch.isinf(state.costs)
+    known = state.curvatures or [_known(problem, curvatures, row, wanted[row]) for row in range(problem.rows)]
+    state.curvatures = [extended(old, problem.design, wanted[row], active[row]) for row, old in enumerate(known)]
+    lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
+    lassos.strayed |= state.strayed
+    lassos.begin(state.u, state.signs, state.gradient, state.square, state.t)
     if state.binding is not None and problem.soft is not None:
-        held = state.binding[row]
-        slack = torch.where(problem.soft[row] | held, torch.inf, torch.minimum(upper - z, z - lower))
-        close = slack.topk(min(len(slack), int(_AROUND * len(w)) + _MORE), largest=False).indices
-        near = held.index_fill(0, close[slack[close] < torch.inf], True).nonzero()[:, 0]
-        z, lower, upper = z[near], lower[near], upper[near]
-        top = _at_upper(z, lower, upper)
-        pull = torch.where(lower == upper, 0.0, torch.where(top, 1.0, -1.0).to(z.dtype))
-        margin = problem.hard_margin * max(1.0, float(state.u[row].norm()))
-        inside = margin * (lower != upper)
-        model.bind(near, held[near], torch.where(top, upper - inside, lower + inside), pull, margin)
+        _watch(state, lassos, state.binding, problem.soft)
+    return lassos
+
+
+def _known(problem: Problem, curvatures: Curvatures | None, row: int, wanted: Tensor) -> Curvature:
+    known = None if curvatures is None else curvatures.take(row)
+    return nothing_known(problem.design) if known is None else known.only(wanted)
+
+
+def _watch(state: _State, lassos: Lassos, held: Tensor, soft: Tensor) -> None:
+    """Let each row hold the hard samples `held` (rows, samples), and watch those nearest to their bounds besides."""
+    problem, z = state.problem, state.z
+    slack = torch.where(soft | held, torch.inf, torch.minimum(problem.upper - z, z - problem.lower))
+    counts = (_AROUND * lassos.real.sum(dim=1)).to(torch.int64) + _MORE
+    close = slack.topk(min(slack.shape[1], int(counts.max())), largest=False)
+    order = torch.arange(close.indices.shape[1], device=z.device)
+    taken = (order < counts[:, None]) & (close.values < torch.inf)
+    near, watched = places(held | torch.zeros_like(held).scatter(1, close.indices, taken))
+    z, lower, upper = (values.gather(1, near) for values in (z, problem.lower, problem.upper))
+    top = _at_upper(z, lower, upper)
+    pull = torch.where(top, 1.0, -1.0).to(z.dtype).masked_fill(lower == upper, 0.0)
+    margin = problem.hard_margin * state.u.norm(dim=1).clamp(min=1.0)
+    inside = margin[:, None] * (lower != upper)
+    edge = torch.where(top, upper - inside, lower + inside)
+    edge, pull = (torch.where(watched, values, 0.0) for values in (edge, pull))
+    lassos.bind(near, watched, watched & held.gather(1, near), edge, pull, margin)
 
 
 def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
@@ -274,18 +291,17 @@ def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
     tau = state.tau[problem.groups]
     whole_u, whole_z = state.u, state.z
 
-    def value(share: float) -> Tensor:
-        response = torch.lerp(z, whole_z, share)
+    def value(weight: Tensor, response: Tensor) -> Tensor:
         outside = response - response.clamp(problem.lower, problem.upper)
-        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(torch.lerp(u, whole_u, share), costs)
+        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(weight, costs)
 
-    best = value(1.0)
-    uphill = best > value(0.0) * (1 + _UPHILL)
+    best = value(whole_u, whole_z)
+    uphill = best > value(u, z) * (1 + _UPHILL)
     if not bool(uphill.any()):
         return
     best, share = torch.where(uphill, torch.inf, best), torch.ones_like(best)
     for part in _SHARES:
-        there = value(part)
+        there = value(torch.lerp(u, whole_u, part), torch.lerp(z, whole_z, part))
         share, best = torch.where(uphill & (there < best), part, share), torch.minimum(there, best)
     share = share[uphill, None]
     state.u, state.z = whole_u.clone(), whole_z.clone()
@@ -297,21 +313,19 @@ def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
 def _landed(state: _State) -> Tensor:
     """Mask of the groups whose inner passes ended at a vertex of their quadratics."""
     astray = torch.zeros(state.problem.group_count, dtype=torch.bool, device=state.u.device)
-    astray[state.problem.groups[[row for row, model in state.models.items() if model.dirty]]] = True
+    astray[state.problem.groups[state.unsettled]] = True
     return ~astray
 
 
-def _take(state: _State, row: int) -> None:
-    """Copy a row's inner solution into the state."""
-    model = state.models[row]
-    state.u[row] = 0.0
-    state.u[row, model.features] = torch.where(model.v.abs() <= state.tiny, 0.0, model.v)
-    state.signs[row] = 0.0
-    state.signs[row, model.features] = model.signs
+def _take(state: _State, lassos: Lassos) -> None:
+    """Put the inner solutions into the state."""
+    zero, nu = torch.zeros_like(state.u), lassos.nu
+    v = torch.where(lassos.v.abs() <= state.tiny, 0.0, lassos.v)
+    state.u = zero.scatter_add(1, lassos.features, v)  # padding adds zero
+    state.signs = zero.scatter_add(1, lassos.features, lassos.signs)
     if state.nu is not None:
-        state.nu[row] = 0.0
-        if model.binding is not None and len(model.binding):
-            state.nu[row, model.binding] = model.nu
+        state.nu = torch.zeros_like(state.nu).scatter_add(1, lassos.near, nu)
+    state.unsettled, state.strayed = lassos.dirty, lassos.strayed
 
 
 def _multipliers(state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -314,12 +314,18 @@ class Path:
         root = (mu**2 + square * radius**2).sqrt().clamp(min=1e-300)
         return square / (mu + root), square**2 / ((mu + root) ** 2 * root)
 
-    def gram(self, row: int, curvature: Tensor, tau: float, rough: bool) -> Tensor:
-        """X' diag(curvature) X of one row, its points taken from a matrix made once; `rough` in working precision."""
+    def counting(self, curvature: Tensor, tau: Tensor) -> list[Tensor]:
+        """The samples of each row (index) whose D, `curvature` (rows, samples), is not negligible; tau is (rows,)."""
+        reference = torch.minimum(curvature.amax(dim=1), torch.where(tau > 0, 1 / tau, torch.inf))
+        counts = self.point | (curvature > _NEGLIGIBLE * reference[:, None])
+        return [row.nonzero()[:, 0] for row in counts]
+
+    def gram(self, row: int, curvature: Tensor, samples: Tensor, rough: bool) -> Tensor:
+        """X' diag(curvature) X of one row over `samples` (index), its points taken from a matrix made once; `rough` in
+        working precision."""
         design = self.problem.design
         point = self.point[row]
-        reference = min(float(curvature.max()), 1 / tau if tau > 0 else torch.inf)
-        kept = (~point & (curvature > _NEGLIGIBLE * reference)).nonzero()[:, 0]
+        kept = samples[~point[samples]]
         self.work += len(kept) * design.width
         gram = design.gram(kept, weights=curvature[kept], rough=rough)
         if bool(point.any()):
@@ -328,6 +334,13 @@ class Path:
                 self.work += min(int(point.sum()), int((~point).sum())) * design.width
             gram += self.point_grams[row] * float(curvature[point].max())
         return gram
+
+    def sample_gram(self, give: Tensor, samples: Tensor, rough: bool) -> Tensor:
+        """X diag(give) X' of one row over `samples` (index); `rough` in working precision."""
+        design = self.problem.design
+        self.work += len(samples) ** 2
+        part = design.take(samples, dtype=design.precision if rough else torch.float64)
+        return ((part * give.to(part.dtype)) @ part.T).to(torch.float64)
 
     def _back_size(self, count: Tensor) -> Tensor:
         """|X|' of `count`, by Cauchy-Schwarz: the largest that multipliers of these sizes can pull."""

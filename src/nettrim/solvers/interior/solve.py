@@ -14,7 +14,9 @@ from nettrim.solvers.polish import AIM, Guess, Polished, polish
 from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
-# Samples are counted as multiples of the inputs, those with a target aside, which cost their matrix once only.
+# Samples are counted as multiples of the inputs, those with a target aside, which cost their matrix once only; where
+# the rank is low, of so many times the rank.
+_RANKS = 2
 _STAGES = ((0.1, 1), (1e-2, 2), (1e-3, 2))  # mu, as a share of its start, and the samples of the path as far as there
 _SCREENS = (2, 3, 4.5, 7, 10, 15)  # samples of the rest of the path, more each time that its answer breaks others
 _AGAIN = 1  # the stage from which the second and later times begin
@@ -137,11 +139,13 @@ def _whole(problem: Problem, tolerance: float, begin: _Stage | None, steps: int,
 
 def _chosen(problem: Problem, before: Tensor, product: Tensor, share: float) -> Tensor | None:
     """The samples in the mask `before`, those whose bound X u = `product` breaks, and those next to their bound until
-    they are `share` times the inputs, targets not counted; None where that leaves out less than half."""
+    they are `share` times the inputs, or what of these matters, targets not counted; None where that leaves out less
+    than half."""
     one_sided = (problem.lower != problem.upper).all(dim=0)
     slack = torch.minimum(problem.upper - product, product - problem.lower).amin(dim=0)
     chosen = before | (slack < 0)
-    extra = int(share * problem.design.width) - int((chosen & one_sided).sum())
+    matter = min(problem.design.width, _RANKS * problem.design.rank)
+    extra = int(share * matter) - int((chosen & one_sided).sum())
     if extra > 0:
         order = torch.where(chosen, torch.inf, slack).argsort()[:extra]
         chosen = chosen.index_fill(0, order, True)

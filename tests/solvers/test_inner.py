@@ -1,0 +1,104 @@
+"""The lassos of many rows at once: each row gets what it would get alone, whatever the others' sizes."""
+
+import pytest
+import torch
+
+from nettrim import Program
+from nettrim.solvers import inner
+from nettrim.solvers.curvature import extended, nothing_known
+from nettrim.solvers.inner import Lassos, padded, places
+from nettrim.solvers.problem import make_problem
+
+ROWS, COLUMNS, SAMPLES = 9, 40, 160
+
+
+def ragged(hard, seed=0):
+    """Lassos of working sets, supports and sample sets of all sizes; some hold hard samples, some none."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(SAMPLES, COLUMNS, generator=generator, dtype=torch.float64)
+    responses = torch.randn(SAMPLES, ROWS, generator=generator, dtype=torch.float64)
+    problem = make_problem(Program.linear(inputs, responses, 0.1, "distance"))
+    design = problem.design
+    shares = torch.linspace(0, 1, ROWS, dtype=torch.float64)[:, None]
+    wanted = torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64) <= shares
+    active = torch.rand(ROWS, SAMPLES, generator=generator, dtype=torch.float64) < 0.6
+    known = [extended(nothing_known(design), design, wanted[row], active[row]) for row in range(ROWS)]
+    lassos = Lassos(design, known, torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64) + 0.5, 0.0)
+    u = torch.where(wanted, torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64), 0.0)
+    u = torch.where(torch.rand(ROWS, COLUMNS, generator=generator) < 0.7, u, 0.0)
+    missing = torch.where(active, problem.lower - design.forward(u), 0.0)
+    zero = torch.zeros_like(u)
+    lassos.begin(u, u.sign(), design.back(missing), (missing**2).sum(dim=1), zero)
+    if hard:
+        near, watched = padded([(~row).nonzero()[:12, 0][: 3 * number] for number, row in enumerate(active)])
+        held = watched & (torch.arange(near.shape[1]) < torch.arange(ROWS)[:, None] % 4)
+        edge = torch.where(watched, torch.randn(near.shape, generator=generator, dtype=torch.float64), 0.0)
+        lassos.bind(near, watched, held, edge, watched.to(edge), torch.zeros(ROWS, dtype=torch.float64))
+    return lassos, design.dense().T, active, problem.lower
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard samples"])
+def test_every_row_solves_its_own_equations(hard):
+    """X_S' (b - X u) - X_B' nu = tau s costs and X_B u = edge, at two values of tau; and |b - X u|^2 is what the
+    coefficients say."""
+    lassos, x, active, b = ragged(hard)
+    lassos.solve(torch.arange(ROWS))
+    assert not bool(lassos.hopeless.any())
+    for tau in (0.0, 0.7):
+        lassos.take(torch.arange(ROWS), torch.full((ROWS,), tau, dtype=torch.float64))
+        for row in range(ROWS):
+            count = int(lassos.real[row].sum())
+            support = lassos.signs[row, :count] != 0
+            features = lassos.features[row, :count]
+            u = torch.zeros(COLUMNS, dtype=torch.float64).index_put((features,), lassos.v[row, :count])
+            assert not bool(lassos.v[row, :count][~support].any()) and not bool(lassos.v[row, count:].any())
+            missing = torch.where(active[row], b[row] - x @ u, 0.0)
+            pull = x.T @ missing
+            if hard and int(support.sum()):
+                held = lassos.near[row, lassos.held[row]]
+                pull = pull - x[held].T @ lassos.nu[row, lassos.held[row]]
+                assert torch.allclose(x[held] @ u, lassos.edge[row, lassos.held[row]], atol=1e-7)
+            limit = tau * lassos.costs[row, :count] * lassos.signs[row, :count]
+            assert torch.allclose(pull[features][support], limit[support], atol=1e-7)
+            if int(support.sum()):
+                q = lassos.q0[row, :count] + tau * lassos.q1[row, :count]
+                assert torch.allclose(q, pull[features], atol=1e-7)
+            c0, c1, c2 = lassos.coefficients[row].tolist()
+            assert c0 + c1 * tau + c2 * tau**2 == pytest.approx(float(missing @ missing), rel=1e-7)
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard samples"])
+def test_batches_change_nothing(monkeypatch, hard):
+    together, *_ = ragged(hard)
+    alone, *_ = ragged(hard)
+    together.solve(torch.arange(ROWS))
+    monkeypatch.setattr(inner, "_BATCH", {"cpu": 0})  # a system each
+    alone.solve(torch.arange(ROWS))
+    for name in ("v0", "v1", "q0", "q1", "nu0", "nu1", "coefficients"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), rtol=1e-9, atol=1e-9), name
+
+
+def test_a_row_is_solved_without_touching_others():
+    lassos, *_ = ragged(hard=True)
+    lassos.solve(torch.tensor([5]))
+    assert bool(lassos.v0[5].any())
+    others = torch.arange(ROWS) != 5
+    assert not bool(lassos.v0[others].any()) and bool(lassos.dirty[others].all()) and not bool(lassos.dirty[5])
+
+
+def test_batches_hold_every_system_once():
+    sizes = torch.tensor([700, 3, 90, 91, 400, 5, 92, 1, 405, 88])
+    parts = list(inner._alike(sizes, "cpu"))
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
+    for part in parts:
+        largest = int(sizes[part].max())
+        assert len(part) == 1 or len(part) * largest**2 <= inner._BATCH["cpu"]
+        assert float((largest**3 - sizes[part] ** 3).sum()) <= inner._WASTE
+
+
+def test_padding():
+    array, real = padded([torch.tensor([4, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([7])])
+    assert array.tolist() == [[4, 2], [0, 0], [7, 0]] and real.tolist() == [[True, True], [False, False], [True, False]]
+    mask = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
+    array, real = places(mask)
+    assert array.tolist() == [[1, 2], [0, 0], [0, 0]] and real.tolist() == [[True, True], [False, False], [True, False]]
