@@ -232,11 +232,13 @@ def test_equations_solved_for_weights_or_for_samples_give_one_step(
 
 
 def test_few_samples_are_solved_for_by_themselves() -> None:
-    """Where they are fewer than the inputs, and only there."""
+    """Where they are fewer than the inputs, and only as long as rounding allows."""
     problem = make_problem(program_of("strict"))
-    assert not newton._narrow(Path(problem, TOLERANCE, 3.0), [torch.arange(80)] * 4)
-    few = problem.restrict(torch.arange(10))
-    assert newton._narrow(Path(few, TOLERANCE, 3.0), [torch.arange(10)] * 4)
+    path, stiffness = Path(problem, TOLERANCE, 3.0), torch.ones(4, 25, dtype=torch.float64)
+    assert not newton._narrow(path, [torch.arange(80)] * 4, stiffness)
+    few = Path(problem.restrict(torch.arange(10)), TOLERANCE, 3.0)
+    assert newton._narrow(few, [torch.arange(10)] * 4, stiffness)
+    assert not newton._narrow(few, [torch.arange(10)] * 4, 1e-12 * stiffness)
 
 
 def test_few_samples_end_certified() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nettrim.solvers.interior.path import Path
 
 _TINY = 1e-13  # regularises entries that must be met exactly
+_ROUNDED = 1e-4  # relative to epsilon: what rounding may add to responses where they are solved for the multipliers
 _FREE_COLUMNS = 16  # without a cost, with more of which the equations are solved for the weights
 
 
@@ -79,7 +80,7 @@ class System:
         stiffness = 1 / (up.value / up.dual + down.value / down.dual)
         stiffness = torch.where(path.free, 0.0, torch.where(path.banned, 1e30, stiffness))
         kept = path.counting(curvature, tau[:, 0])
-        of = _Samples if _narrow(path, kept) else _Weights
+        of = _Samples if _narrow(path, kept, stiffness) else _Weights
         factors = of(path, curvature, stiffness, kept, rough[groups].tolist())
         nothing = torch.zeros_like(pull)
         turn, echo = factors.solve(nothing, rate * inside, nothing, refine=False)
@@ -226,8 +227,9 @@ class _Samples:
         return dual, weight
 
 
-def _narrow(path: Path, kept: list[Tensor]) -> bool:
-    """Whether the equations of the samples are less work than those of the weights."""
+def _narrow(path: Path, kept: list[Tensor], stiffness: Tensor) -> bool:
+    """Whether the equations of the samples are less work than those of the weights, and exact enough: w = a + E X'r
+    blows up what is rounded in X'r, towards the end of the path ever more."""
     if int(path.free.sum(dim=1).amax()) > _FREE_COLUMNS:
         return False
     width, points = path.weight.shape[1], path.point.sum(dim=1).tolist()
@@ -235,7 +237,12 @@ def _narrow(path: Path, kept: list[Tensor]) -> bool:
     for index, count in zip(kept, points, strict=True):
         weights += width**2 * (len(index) - count + width / 3)
         samples += len(index) ** 2 * (width + len(index) / 3)
-    return samples < weights
+    if samples >= weights:
+        return False
+    give = torch.where(path.free | path.banned, 0.0, path.problem.design.total.diagonal() / stiffness).amax(dim=1)
+    rounded = torch.finfo(give.dtype).eps * give * path.dual.norm(dim=1)
+    allowed = _ROUNDED * (torch.ones_like(path.size) if path.epsilon is None else path.epsilon)
+    return bool((rounded <= allowed[path.groups]).all())
 
 
 def _factor(matrix: Tensor) -> Tensor:
