@@ -80,5 +80,42 @@ def test_a_part_is_made_once_and_only_what_is_wanted_is_made(checkpoints):
     assert again.maybe("net/a", make) is not None
     assert again.maybe("other/b", make) is not None
     assert calls == ["made", "made"]
-    assert again.made == ["other/b"] and again.makers == {"version 1", "version 2"}
+    assert again.made == ["other/b"] and {cell.made_by for cell in again.used.values()} == {"version 1", "version 2"}
     assert len(said) == 2
+
+
+def test_the_record_tells_what_a_run_came_to_without_its_arrays(checkpoints, tmp_path):
+    kept = Cell({"x": 1.5}, {"w": torch.ones(3)}, 2.0, "me")
+    checkpoints.write_record({"a": kept, "b": Cell({"y": 1}, seconds=None)})
+    later = Checkpoints(tmp_path / "parts", "digest")
+    told = later.read("a")
+    assert (told.numbers, told.seconds, told.made_by, told.missing) == ({"x": 1.5}, 2.0, "me", ("w",))
+    assert not told.arrays and later.read("b").seconds is None
+    later.write_record({"b": Cell({"y": 2}), "c": Cell({"z": 3})})
+    last = Checkpoints(tmp_path / "parts", "digest")
+    assert [last.read(key).numbers for key in "abc"] == [{"x": 1.5}, {"y": 2}, {"z": 3}]
+    assert Checkpoints(tmp_path / "parts", "another").read("a") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1, "digest": "digest", "parts": 3}'])
+def test_a_damaged_record_is_none(checkpoints, tmp_path, content):
+    (tmp_path / "parts.json").write_bytes(content)
+    assert checkpoints.read("a") is None
+
+
+def test_arrays_that_a_record_lacks_are_made_again_where_something_asks_for_them(checkpoints):
+    calls: list[str] = []
+
+    def make(value: float) -> Cell:
+        calls.append("made")
+        return Cell({"x": value}, {"w": torch.full((3,), value)})
+
+    checkpoints.write_record({"a": Cell({"x": 1.0}, {"w": torch.ones(3)}, 2.0, "me")})
+    fresh = Checkpoints(checkpoints.folder, "digest")
+    context = Context({}, fresh, lambda text: None)
+    cell = context.cell("a", lambda: make(2.0))
+    assert cell.numbers == {"x": 1.0} and list(cell.arrays) == ["w"] and not calls
+    assert torch.equal(cell.arrays["w"], torch.full((3,), 2.0)) and calls == ["made"]
+    assert context.notes == ["a was made again for parts that build on it: x 2, before 1."]
+    kept = Checkpoints(checkpoints.folder, "digest").read("a")
+    assert kept.numbers == {"x": 1.0} and torch.equal(kept.arrays["w"], torch.full((3,), 2.0)) and kept.made_by == "me"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -107,6 +108,23 @@ def test_table_one_has_the_papers_rows_and_ours_and_compares_nothing_of_another_
     assert any("equal discrepancy" in title for title in titles) and any("equal sparsity" in title for title in titles)
     assert {str(entry.verdict) for entry in done.compared} == {"not comparable", "not run"}
     assert "stand in" in (tmp_path / "out" / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_without_its_parts_goes_on_where_it_was(tiny, tmp_path):
+    """From the numbers beside it, as in a clone: nothing is made again but the network that a new part needs."""
+    out = tmp_path / "out"
+    reproduce("mnist-table1", out, quick=True, only=["NN2-10K/0/a/NT"])
+    page = (out / "results.md").read_text()
+    shutil.rmtree(out / "parts")
+    said: list[str] = []
+    reproduce("mnist-table1", out, quick=True, only=["NN2-10K/0/a/NT"], say=said.append)
+    assert len(said) == 2 and (out / "results.md").read_text() == page and not (out / "parts").exists()
+    done = reproduce("mnist-table1", out, quick=True, only=["NN2-10K/0/b/NT"], say=said.append)
+    made = [line.split(":")[0].strip() for line in said if " s  (" in line or "made again" in line]
+    assert made == ["NN2-10K/0/trained", "NN2-10K/0/b/NT"]
+    assert [table.header for table in done.findings.tables] == [("", "NN2-10K")] * 2
+    assert not [note for note in done.findings.notes if "made again" in note]  # training is deterministic
 
 
 @pytest.mark.slow

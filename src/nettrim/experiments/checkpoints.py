@@ -2,6 +2,9 @@
 
 A part ("cell") is one trained network, one trimmed network or one cell of a table: numbers in JSON, arrays in
 safetensors beside them. A file counts only while the settings it was made with are the present ones.
+
+The numbers of all parts stand in one small file beside a run's page, too: where only that is left of a run, on another
+machine or in a clone, the run goes on from it, and arrays are made again where something needs them.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from torch import Tensor
 from nettrim.files import atomic_write
 
 FORMAT = 1
+RECORD = "parts.json"  # beside the page
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +35,34 @@ class Cell:
 
     numbers: Mapping[str, Any] = field(default_factory=dict)  # whatever JSON can hold
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float | None = 0.0  # None: not known
     made_by: str = ""  # version and commit
+    missing: tuple[str, ...] = ()  # names of arrays that a record tells of but does not hold
+
+    @property
+    def told(self) -> Cell:
+        """What a record holds of it."""
+        return replace(self, arrays={}, missing=tuple(sorted(self.arrays)))
+
+
+class Absent(Mapping[str, Tensor]):
+    """Arrays that are made when they are first asked for."""
+
+    def __init__(self, names: tuple[str, ...], make: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._names, self._make = names, make
+
+    @cached_property
+    def _present(self) -> Mapping[str, Tensor]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._present[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -47,7 +78,48 @@ class Checkpoints:
     digest: str
 
     def read(self, key: str) -> Cell | None:
-        """A finished cell, None where there is none that was made with these settings and can be read."""
+        """A finished cell, from its files or else from the record, None where there is none that was made with these
+        settings and can be read."""
+        return self._kept(key) or self.record.get(key)
+
+    @cached_property
+    def record(self) -> Mapping[str, Cell]:
+        """The cells that the file beside the page held at first."""
+        return self._read_record()
+
+    def _read_record(self) -> Mapping[str, Cell]:
+        """The cells in the file beside the page, made with these settings; empty where there is none to be read."""
+        try:
+            data = json.loads(self._record_file.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT or data["digest"] != self.digest:
+                return {}
+            return {
+                key: Cell(part["numbers"], {}, part["seconds"], part["made_by"], tuple(part["arrays"]))
+                for key, part in data["parts"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def write_record(self, cells: Mapping[str, Cell]) -> None:
+        """Write the file beside the page: what it holds by now, and `cells`."""
+        parts = {
+            key: {
+                "seconds": None if cell.seconds is None else round(cell.seconds, 3),
+                "made_by": cell.made_by,
+                "arrays": sorted({*cell.arrays, *cell.missing}),
+                "numbers": cell.numbers,
+            }
+            for key, cell in sorted({**self._read_record(), **cells}.items())
+        }
+        data = {"format": FORMAT, "digest": self.digest, "parts": parts}
+        atomic_write(self._record_file, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+    @property
+    def _record_file(self) -> Path:
+        return self.folder.parent / RECORD
+
+    def _kept(self, key: str) -> Cell | None:
+        """A finished cell from its files."""
         path = self._path(key, ".json")
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +128,8 @@ class Checkpoints:
             arrays = load_file(self._path(key, ".safetensors")) if data["arrays"] else {}
             if set(arrays) != set(data["arrays"]):
                 return None
-            return Cell(data["numbers"], arrays, float(data["seconds"]), data["made_by"])
+            seconds = data["seconds"]
+            return Cell(data["numbers"], arrays, None if seconds is None else float(seconds), data["made_by"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None  # absent, damaged or half written: it is made again
 
@@ -70,7 +143,7 @@ class Checkpoints:
             "format": FORMAT,
             "key": key,
             "digest": self.digest,
-            "seconds": round(cell.seconds, 3),
+            "seconds": None if cell.seconds is None else round(cell.seconds, 3),
             "made_by": cell.made_by,
             "arrays": sorted(cell.arrays),
             "numbers": cell.numbers,

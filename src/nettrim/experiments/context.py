@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nettrim.experiments.checkpoints import Cell, Checkpoints
+from nettrim.experiments.checkpoints import Absent, Cell, Checkpoints
 from nettrim.experiments.verdicts import Claim
 
 Say = Callable[[str], None]
@@ -58,8 +60,8 @@ class Context:
     made_by: str = ""
     device: torch.device | None = None
     made: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)  # of every cell used, also of an earlier run
-    makers: set[str] = field(default_factory=set)
+    used: dict[str, Cell] = field(default_factory=dict)  # every cell, also of an earlier run, without its arrays
+    notes: list[str] = field(default_factory=list)  # for the page
 
     def cell(self, key: str, make: Callable[[], Cell]) -> Cell:
         """The finished cell from an earlier run, or a new one, kept as soon as it is made."""
@@ -71,9 +73,24 @@ class Context:
             self.checkpoints.write(key, found)
             self.made.append(key)
             self.say(f"{key}: {found.seconds:.1f} s{_in_short(found.numbers)}")
-        self.seconds[key] = found.seconds
-        self.makers.add(found.made_by)
+        elif found.missing:
+            found = replace(found, arrays=Absent(found.missing, partial(self._again, key, found, make)), missing=())
+        self.used[key] = found.told
         return found
+
+    def _again(self, key: str, told: Cell, make: Callable[[], Cell]) -> Mapping[str, Tensor]:
+        """The arrays of a cell of which an earlier run left the numbers alone."""
+        self.say(f"  {key}: made again, since an earlier run left its numbers alone")
+        cell = make()
+        changed = [
+            f"{name} {cell.numbers[name]:.6g}, before {value:.6g}"
+            for name, value in told.numbers.items()
+            if isinstance(value, float) and name in cell.numbers and cell.numbers[name] != value
+        ]
+        if changed:
+            self.notes.append(f"{key} was made again for parts that build on it: {', '.join(changed)}.")
+        self.checkpoints.write(key, replace(told, arrays=cell.arrays, missing=()))
+        return cell.arrays
 
     def wanted(self, key: str) -> bool:
         """Whether a cell, or a group of cells with at least one of its own, is among those asked for."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,22 @@ def trained(
 
     `as_h2o`: a perceptron that standardises its inputs and starts as H2O's do.
     """
+    network, cell = training(context, data, hidden, how, seed, key, as_h2o=as_h2o)
+    return network(), cell
+
+
+def training(
+    context: Context,
+    data: Images,
+    hidden: Sequence[int] | str,
+    how: Mapping[str, Any],
+    seed: int,
+    key: str,
+    *,
+    as_h2o: bool = False,
+) -> tuple[Callable[[], nn.Sequential], Cell]:
+    """As `trained`, with the network only when it is asked for: of an earlier run there may be no more than the
+    numbers."""
     device = context.device or "cpu"
     if hidden == "cnn":
         model = seeded(cnn, data.side, seed=seed).to(device)
@@ -48,9 +65,14 @@ def trained(
         return Cell(numbers, of_state(model, PREFIX))
 
     cell = context.cell(f"{key}/trained", make)
-    model.load_state_dict(as_state(cell.arrays, PREFIX))
-    model.eval()
-    return model, cell
+
+    @cache
+    def network() -> nn.Sequential:
+        model.load_state_dict(as_state(cell.arrays, PREFIX))
+        model.eval()
+        return model
+
+    return network, cell
 
 
 def tested(model: nn.Module, data: Images, context: Context) -> float:

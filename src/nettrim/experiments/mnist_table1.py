@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nettrim.experiments.checkpoints import Cell, of_state
 from nettrim.experiments.context import Context, Findings, Source, Table, mean
-from nettrim.experiments.image_nets import tested, trained
+from nettrim.experiments.image_nets import tested, training
 from nettrim.experiments.mnist import Images, load_images
 from nettrim.experiments.pruning import OURS, PAPER, Pruned, discrepancy, prune, seek, supports, truncated
 from nettrim.experiments.settings import read_settings
@@ -51,6 +51,7 @@ _MORE = (
 _SEEDS = {"seeds": "NT", "seeds at the paper's pruning": "NT P"}
 _EQUAL = {"equal discrepancy": "ours D", "equal sparsity": "ours S"}
 Column = Mapping[str, Any]
+Network = Callable[[], nn.Module]  # trained when it is first asked for
 Found = dict[tuple[str, str, str], dict[str, float]]  # (column, panel, method) -> means over the seeds
 Paper = Mapping[str, float]  # N's numbers by their keys, such as "NN2-10K/a: Total Pruning (%)"
 
@@ -73,7 +74,7 @@ def run(context: Context) -> Findings:
         for seed in range(options["seeds"]):
             if not context.wanted(f"{name}/{seed}") and context.checkpoints.read(f"{name}/{seed}/trained") is None:
                 continue
-            dense, cell = trained(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
+            dense, cell = training(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
             for panel in PANELS:
                 beside: dict[str, Any] = {"initial accuracy": cell.numbers["accuracy"]}
                 for method in METHODS:
@@ -107,7 +108,7 @@ def _means(made: Sequence[Mapping[str, Any]], trapped: float) -> dict[str, float
 
 
 def trim_column(
-    context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str
+    context: Context, data: Images, dense: Network, name: str, panel: str, seed: int, method: str
 ) -> Cell | None:
     """One trimmed network by one of METHODS; none at the paper's pruning where NT prunes as much already."""
     key = f"{name}/{seed}/{panel}/{method}"
@@ -124,8 +125,8 @@ def _kept(name: str, panel: str, before: int) -> float:
     return before * (1 - _paper()[f"{name}/{panel}: Total Pruning (%)"] / 100)
 
 
-def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: str, seed: int, method: str) -> Cell:
-    options = context.options
+def _trim(context: Context, data: Images, network: Network, name: str, panel: str, seed: int, method: str) -> Cell:
+    options, dense = context.options, network()
     column = options["columns"][name]
     calibration = data.train.to(context.device or "cpu")
     how = dict(PAPER if method.startswith("NT") else OURS)
@@ -138,7 +139,7 @@ def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: st
         return prune(dense, calibration, epsilon, **more)
 
     if seed == 0:
-        first = None if method == "NT" else _needed(context, data, dense, name, panel, "NT")
+        first = None if method == "NT" else _needed(context, data, network, name, panel, "NT")
         if method in ("ours S", "NT P"):
             assert first is not None
             target, start = first.numbers["total"], first.numbers["epsilon"]
@@ -165,14 +166,14 @@ def _trim(context: Context, data: Images, dense: nn.Module, name: str, panel: st
     return Cell(numbers, of_state(pruned.model, TRIMMED))
 
 
-def _needed(context: Context, data: Images, dense: nn.Module, name: str, panel: str, method: str) -> Cell:
+def _needed(context: Context, data: Images, dense: Network, name: str, panel: str, method: str) -> Cell:
     """What the first seed came to: others build on it, so it is made even where it was not asked for."""
     key = f"{name}/0/{panel}/{method}"
     return context.cell(key, partial(_trim, context, data, dense, name, panel, 0, method))
 
 
 def _first_seed(context: Context, data: Images, column: Column, name: str, panel: str, method: str) -> float:
-    dense, _ = trained(context, data, column["hidden"], column["training"], 0, f"{name}/0")
+    dense, _ = training(context, data, column["hidden"], column["training"], 0, f"{name}/0")
     return float(_needed(context, data, dense, name, panel, method).numbers["epsilon"])
 
 

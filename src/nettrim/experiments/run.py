@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,8 +79,10 @@ def reproduce(
     say(f"Finished parts go to {folder}: an interrupted run goes on from there when it is started again.")
     started = time.perf_counter()
     findings = experiment.run(context)
-    seconds = sum(context.seconds.values()) or time.perf_counter() - started
-    if only and not context.seconds:
+    findings = replace(findings, notes=(*findings.notes, *context.notes))
+    times = [cell.seconds for cell in context.used.values() if cell.seconds is not None]
+    seconds = sum(times) or time.perf_counter() - started
+    if only and not context.used:
         raise InputError(should("--only", "a pattern that some part matches", ", ".join(map(repr, only))))
     compared = compare(settings.expected, findings.numbers, comparable=data.papers and not quick)
     run_facts = RunFacts(
@@ -89,11 +91,13 @@ def reproduce(
         data=data.name,
         options=options,
         seconds=seconds,
-        made_by=tuple(sorted(context.makers)) or (made_by(),),
+        made_by=tuple(sorted({cell.made_by for cell in context.used.values()})) or (made_by(),),
         machine=f"{platform.machine()}, torch {torch.__version__} on {device or 'the CPU'}",
-        parts=len(context.seconds),
+        parts=len(context.used),
+        timed=len(times),
     )
     write_findings(folder, settings, findings, compared, run_facts)
+    checkpoints.write_record(context.used)
     return Reproduced(settings, findings, compared, folder, seconds)
 
 

@@ -33,6 +33,7 @@ class RunFacts:
     made_by: tuple[str, ...]
     machine: str
     parts: int
+    timed: int  # parts of which the time is known
 
 
 def write_findings(
@@ -76,7 +77,7 @@ def markdown(
         lines += ["**This is the quick version: smaller than the paper's experiment.**", ""]
     lines += ["```bash", facts.command, "```", ""]
     lines += [
-        f"Made by {made}. Data: {facts.data}. Time: {_time(facts.seconds)} in {facts.parts} parts ({facts.machine}).",
+        f"Made by {made}. Data: {facts.data}. Time: {_time(facts.seconds)} in {_parts(facts)} ({facts.machine}).",
         "",
     ]
     if compared:
@@ -151,6 +152,11 @@ def _figures(folder: Path, findings: Findings) -> tuple[list[str], list[str]]:
 
 def _write(path: Path, text: str) -> None:
     atomic_write(path, text.encode())
+
+
+def _parts(facts: RunFacts) -> str:
+    untimed = facts.parts - facts.timed
+    return f"{facts.timed} parts" + (f" and that of {untimed} others not kept" if untimed else "")
 
 
 def _time(seconds: float) -> str:
