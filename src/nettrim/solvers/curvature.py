@@ -56,10 +56,9 @@ def extended(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -
     changed = (active != known.active).nonzero()[:, 0]
     count = int(active.sum())
     fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
-    picked = (active if fewer else ~active).nonzero()[:, 0]
     rough = count > int(wanted.sum())  # else the support may be as large as the rank, where rounding decides
     before, gram = known.features, known.gram
-    if len(before) and len(changed) < len(picked) and rough == known.rough:
+    if len(before) and len(changed) < min(count, len(active) - count) and rough == known.rough:
         if len(changed):
             sign = torch.where(active[changed], 1.0, -1.0)
             gram = gram + design.gram(changed, before, weights=sign, rough=rough)
@@ -71,6 +70,7 @@ def extended(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -
     if not len(added):
         return Curvature(before, active, gram, count, rough)
     features = torch.cat([before, added])
+    picked = (active if fewer else ~active).nonzero()[:, 0]
     cross = design.gram(picked, features, first=len(before), rough=rough)
     if not fewer:
         cross = design.total[features[:, None], added] - cross

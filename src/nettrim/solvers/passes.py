@@ -83,12 +83,11 @@ class _Passes:
             lassos.solve(self._index(fresh))
         flowing = [row for row in self.rows if not self.waited[self.groups[row]]]
         short = choose_tau(self.problem, lassos.coefficients, tau, flowing, self.margin)
-        values = tau.tolist()
         if number < _FLOWING:
-            self.seen.append(values)
+            self.seen.append(tau.tolist())
         elif number == _FLOWING:
             for group in self._open_shared():
-                values[group] = tau[group] = median_low(seen[group] for seen in self.seen)
+                tau[group] = median_low(seen[group] for seen in self.seen)
         settled = [row for row in sorted({*fresh, *flowing}) if row not in self.led]
         open_groups = set()
         if settled:

@@ -86,8 +86,8 @@ def binding(problem: Problem, dual: Tensor, u: Tensor, least: float = 1e-6) -> T
     if problem.soft is None:
         return None
     pressure = torch.where(problem.soft, 0.0, dual.abs())
-    limit = pressure.sort(dim=1, descending=True).values
-    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=limit.shape[1] - 1)
+    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=pressure.shape[1] - 1)
+    limit = pressure.topk(int(support.max()) + 1, dim=1).values
     bar = torch.maximum(limit.gather(1, support), least * limit[:, :1])
     return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))
 
@@ -345,9 +345,8 @@ def judge(
     """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
     squares = problem.group_sum((soft**2).sum(dim=1))
     value = _penalty(u, costs)
-    support = (torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)).sum(
-        dim=1
-    )
+    edge = torch.where(dual > 0, problem.lower, problem.upper)
+    support = torch.where(dual == 0, 0.0, dual * edge).sum(dim=1)
     gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
     # multipliers that push on a column without a cost prove nothing
     valid = (torch.where(costs == 0, t.abs(), 0.0) <= _FREE).all(dim=1)
