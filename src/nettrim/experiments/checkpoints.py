@@ -44,6 +44,16 @@ class Cell:
         """What a record holds of it."""
         return replace(self, arrays={}, missing=tuple(sorted(self.arrays)))
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """All but the arrays themselves, for JSON."""
+        return {
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "made_by": self.made_by,
+            "arrays": sorted({*self.arrays, *self.missing}),
+            "numbers": self.numbers,
+        }
+
 
 class Absent(Mapping[str, Tensor]):
     """Arrays that are made when they are first asked for."""
@@ -102,15 +112,7 @@ class Checkpoints:
 
     def write_record(self, cells: Mapping[str, Cell]) -> None:
         """Write the file beside the page: what it holds by now, and `cells`."""
-        parts = {
-            key: {
-                "seconds": None if cell.seconds is None else round(cell.seconds, 3),
-                "made_by": cell.made_by,
-                "arrays": sorted({*cell.arrays, *cell.missing}),
-                "numbers": cell.numbers,
-            }
-            for key, cell in sorted({**self._read_record(), **cells}.items())
-        }
+        parts = {key: cell.described for key, cell in sorted({**self._read_record(), **cells}.items())}
         data = {"format": FORMAT, "digest": self.digest, "parts": parts}
         atomic_write(self._record_file, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -139,15 +141,7 @@ class Checkpoints:
         if cell.arrays:
             arrays = {name: array.detach().cpu().contiguous().clone() for name, array in cell.arrays.items()}
             atomic_write(self._path(key, ".safetensors"), save(arrays))
-        data = {
-            "format": FORMAT,
-            "key": key,
-            "digest": self.digest,
-            "seconds": None if cell.seconds is None else round(cell.seconds, 3),
-            "made_by": cell.made_by,
-            "arrays": sorted(cell.arrays),
-            "numbers": cell.numbers,
-        }
+        data = {"format": FORMAT, "key": key, "digest": self.digest, **cell.described}
         atomic_write(self._path(key, ".json"), json.dumps(data, indent=1).encode())
 
     def _path(self, key: str, suffix: str) -> Path:

@@ -26,27 +26,12 @@ def trained(
     key: str,
     *,
     as_h2o: bool = False,
-) -> tuple[nn.Sequential, Cell]:
+) -> tuple[Callable[[], nn.Sequential], Cell]:
     """A network of the given hidden widths, or "cnn", trained on `data` and tested; on the run's device.
 
+    The network comes when it is called for: of an earlier run there may be no more than the numbers.
     `as_h2o`: a perceptron that standardises its inputs and starts as H2O's do.
     """
-    network, cell = training(context, data, hidden, how, seed, key, as_h2o=as_h2o)
-    return network(), cell
-
-
-def training(
-    context: Context,
-    data: Images,
-    hidden: Sequence[int] | str,
-    how: Mapping[str, Any],
-    seed: int,
-    key: str,
-    *,
-    as_h2o: bool = False,
-) -> tuple[Callable[[], nn.Sequential], Cell]:
-    """As `trained`, with the network only when it is asked for: of an earlier run there may be no more than the
-    numbers."""
     device = context.device or "cpu"
     if hidden == "cnn":
         model = seeded(cnn, data.side, seed=seed).to(device)

@@ -37,7 +37,8 @@ def run(context: Context) -> Findings:
         if not context.wanted(name) and context.checkpoints.read(f"{name}/trained") is None:
             continue
         data = images.first(column["samples"])
-        dense, cell = trained(context, data, column["hidden"], column["training"], options["seed"], name)
+        network, cell = trained(context, data, column["hidden"], column["training"], options["seed"], name)
+        dense = network()
         found = {
             method: part
             for method in _METHODS

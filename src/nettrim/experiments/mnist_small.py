@@ -59,7 +59,8 @@ def run(context: Context) -> Findings:
         if not context.wanted(key) and context.checkpoints.read(f"{key}/trained") is None:
             continue
         data = images.first(count, options["tests"])
-        dense, _ = trained(context, data, hidden, options["training"], options["seed"], key, as_h2o=bool(suffix))
+        network, _ = trained(context, data, hidden, options["training"], options["seed"], key, as_h2o=bool(suffix))
+        dense = network()
         _drop_constant_inputs(dense, data.train)
         states = {method: _parts(context, data, dense, key, method) for method in _METHODS}
         told, layers = "the paper's method, chosen", _layers(dense)

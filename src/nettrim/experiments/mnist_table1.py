@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nettrim.experiments.checkpoints import Cell, of_state
 from nettrim.experiments.context import Context, Findings, Source, Table, mean
-from nettrim.experiments.image_nets import tested, training
+from nettrim.experiments.image_nets import tested, trained
 from nettrim.experiments.mnist import Images, load_images
 from nettrim.experiments.pruning import OURS, PAPER, Pruned, discrepancy, prune, seek, supports, truncated
 from nettrim.experiments.settings import read_settings
@@ -74,7 +74,7 @@ def run(context: Context) -> Findings:
         for seed in range(options["seeds"]):
             if not context.wanted(f"{name}/{seed}") and context.checkpoints.read(f"{name}/{seed}/trained") is None:
                 continue
-            dense, cell = training(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
+            dense, cell = trained(context, data, column["hidden"], column["training"], seed, f"{name}/{seed}")
             for panel in PANELS:
                 beside: dict[str, Any] = {"initial accuracy": cell.numbers["accuracy"]}
                 for method in METHODS:
@@ -173,7 +173,7 @@ def _needed(context: Context, data: Images, dense: Network, name: str, panel: st
 
 
 def _first_seed(context: Context, data: Images, column: Column, name: str, panel: str, method: str) -> float:
-    dense, _ = training(context, data, column["hidden"], column["training"], 0, f"{name}/0")
+    dense, _ = trained(context, data, column["hidden"], column["training"], 0, f"{name}/0")
     return float(_needed(context, data, dense, name, panel, method).numbers["epsilon"])
 
 

@@ -28,7 +28,8 @@ def run(context: Context) -> Findings:
     """The first hidden layer of a network with budgets shared by clusters of several sizes."""
     options = context.options
     data = load_images(options["stand_in"]).first(options["samples"], options["tests"])
-    dense, start = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
+    network, start = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
+    dense = network()
     neurons = int(options["hidden"][0])
     cells: dict[tuple[str, int, float], Mapping[str, Any]] = {}
     for method in _METHODS:

@@ -46,7 +46,8 @@ def run(context: Context) -> Findings:
     data = images.first(options["samples"], options["tests"])
     held = slice(options["samples"], options["samples"] + options["validation"])
     sets = {"training set": data.train, "validation set": images.train[held]}
-    dense, cell = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
+    network, cell = trained(context, data, options["hidden"], options["training"], options["seed"], "network")
+    dense = network()
     found: dict[tuple[str, str, str, str], Mapping[str, Any]] = {}
 
     def add(method: str, calibration: str, scheme: str, penalty: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nettrim.solvers.inner import Lassos
+from nettrim.solvers.inner import Lassos, tau_at
 
 _CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
 _NEARLY = 1e-4  # relative: by how much weights at hand may miss the conditions of optimal ones
@@ -163,7 +163,7 @@ def _follow(
         if not len(still):
             break
         some = rows[still]
-        end = _root(lassos.coefficients[some], goal[still]) if to is None else goal[still]
+        end = tau_at(lassos.coefficients[some], goal[still]) if to is None else goal[still]
         place, bend = _next_bend(lassos, some, tau[still], lower[still], changed[still])
         arrived = torch.where(lower[still], bend <= end, bend >= end)
         lassos.take(some[arrived], end[arrived])
@@ -197,13 +197,6 @@ def _change(lassos: Lassos, rows: Tensor, places: Tensor, tau: Tensor) -> None:
     rows, places, tau = rows[~hard], places[~hard], tau[~hard]
     q = lassos.q0[rows, places] + tau * lassos.q1[rows, places]
     lassos.signs[rows, places] = torch.where(lassos.signs[rows, places] != 0, 0.0, q.sign())
-
-
-def _root(coefficients: Tensor, square: Tensor) -> Tensor:
-    """The tau of a squared distance on the present pieces (rows, 3); 0 where a piece does not come that near."""
-    c0, c1, c2 = coefficients.unbind(dim=1)
-    root = (c1**2 / 4 + c2 * (square - c0)).clamp(min=0).sqrt() - c1 / 2
-    return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
 
 
 def _next_bend(lassos: Lassos, rows: Tensor, tau: Tensor, lower: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from nettrim.solvers.cholesky import solve_factored
 from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
 
@@ -42,6 +43,8 @@ class Lassos:
         self.constant = zero.new_zeros(rows)
         self.coefficients = zero.new_zeros(rows, 3)  # of the squared distance in tau
         self.size = torch.zeros(rows, dtype=torch.int64, device=zero.device)  # weights of the support
+        counts = torch.tensor([curvature.count for curvature in curvatures], device=zero.device)
+        self.rank = counts + self.free.sum(dim=1)  # weights that the samples which count, and no cost, can tell apart
         self.dirty = torch.ones(rows, dtype=torch.bool, device=zero.device)  # whose signs are not those of its point
         # whether more bounds bind than weights could meet: not a vertex that this method finds
         self.hopeless = torch.zeros_like(self.dirty)
@@ -105,10 +108,10 @@ class Lassos:
         self.hopeless[rows] |= crowded
         binds = bound > 0
         for saddle, chosen in ((False, (size > 0) & ~binds), (True, (size > 0) & binds & ~crowded)):
-            places = chosen.nonzero()[:, 0]
-            if len(places):
-                for part in _alike((size + bound)[places], self.design.device.type):
-                    self._solve_alike(rows[places[part]], support[places[part]], saddle)
+            index = chosen.nonzero()[:, 0]
+            if len(index):
+                for part in _alike((size + bound)[index], self.design.device.type):
+                    self._solve_alike(rows[index[part]], support[index[part]], saddle)
 
     def _solve_alike(self, rows: Tensor, support: Tensor, saddle: bool) -> None:
         """Solve some rows (index) whose supports (rows, features) are not empty and of like size; `saddle` where hard
@@ -161,8 +164,7 @@ class Lassos:
         diagonal.mul_(1 + 1e-13).add_(1e-300)
         diagonal.masked_fill_(~real, 1.0)
         factor, info = torch.linalg.cholesky_ex(gram)
-        half = torch.linalg.solve_triangular(factor, right, upper=False)
-        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        solution = solve_factored(factor, right)
         for place in info.nonzero()[:, 0].tolist():
             size = int(real[place].sum())
             solution[place] = 0.0
@@ -219,8 +221,7 @@ class Lassos:
 
         A vertex has at most one weight for each sample that counts or binds.
         """
-        counts = torch.tensor([curvature.count for curvature in self.curvatures], device=self.size.device)
-        rank = counts + self.free.sum(dim=1)
+        rank = self.rank
         if self.watching:
             rank = rank + 2 * self.held.sum(dim=1) + _SPARE
         return self.size > rank + 1
@@ -278,6 +279,14 @@ class Lassos:
             around = self.around[row]
             result[place, : len(around)] = around @ weight[place, : around.shape[1]]
         return result
+
+
+def tau_at(coefficients: Tensor, square: Tensor) -> Tensor:
+    """Where c0 + c1 tau + c2 tau^2 = `square` (rows,), for `coefficients` (rows, 3); 0 where it does not come that
+    near."""
+    c0, c1, c2 = coefficients.unbind(dim=1)
+    root = (c1**2 / 4 + c2 * (square - c0)).clamp(min=0).sqrt() - c1 / 2
+    return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
 
 
 def padded(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nettrim.solvers.homotopy import lead_rows, solve_rows
-from nettrim.solvers.inner import Lassos
+from nettrim.solvers.inner import Lassos, tau_at
 from nettrim.solvers.problem import Problem
 
 _PASSES = 40
@@ -177,12 +177,11 @@ def choose_tau(problem: Problem, coefficients: Tensor, tau: Tensor, rows: list[i
     assert problem.epsilon is not None
     counted = torch.zeros_like(coefficients)
     counted[rows] = coefficients[rows]
-    c0, c1, c2 = (problem.group_sum(values) for values in counted.T)
-    room = (problem.epsilon * (1 - margin)) ** 2 - c0
-    root = (c1**2 / 4 + c2 * room).clamp(min=0).sqrt() - c1 / 2
+    sums = torch.stack([problem.group_sum(values) for values in counted.T], dim=1)
+    square = (problem.epsilon * (1 - margin)) ** 2
     touched = torch.zeros_like(tau, dtype=torch.bool)
     touched[problem.groups[rows]] = True
-    reached = touched & (problem.epsilon > 0) & (room > 0) & (c2 > 0)
-    tau.copy_(torch.where(reached, root / c2.clamp(min=1e-300), tau))
+    reached = touched & (problem.epsilon > 0) & (square > sums[:, 0]) & (sums[:, 2] > 0)
+    tau.copy_(torch.where(reached, tau_at(sums, square), tau))
     # where epsilon is zero and nothing counts in the ball, tau only scales the multipliers
     return set((touched & (problem.epsilon > 0) & ~reached).nonzero()[:, 0].tolist())

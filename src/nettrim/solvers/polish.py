@@ -163,7 +163,8 @@ def polish(
         moved = state.problem.group_sum((_update_binding(state) + changed).to(gap))
         progress = ((gap < 0.3 * before) & (gap < torch.inf)) | (moved < state.fewest)
         state.stalled, state.fewest = torch.where(progress, 0, state.stalled + 1), torch.minimum(state.fewest, moved)
-        landed = (_landed(state) | (moved == 0)) & (gap <= _LANDED * tolerance)
+        at_vertex = ~_having(state.problem, state.unsettled)  # where the inner passes ended
+        landed = (at_vertex | (moved == 0)) & (gap <= _LANDED * tolerance)
         done = hopeless | (gap <= _DONE * tolerance) | landed | (state.stalled >= _PATIENCE)
         if known is not None and state.curvatures is not None:
             ended = done[state.problem.groups].tolist()
@@ -209,13 +210,19 @@ def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tens
     signs, u, z = state.signs, state.u, state.z
     lassos = _lassos(state, curvatures)
     solve_lassos(problem, lassos, state.tau, state.margin)
-    hopeless = torch.zeros(problem.group_count, dtype=torch.bool, device=z.device)
-    hopeless[problem.groups[lassos.hopeless]] = True
+    hopeless = _having(problem, lassos.hopeless)
     _take(state, lassos)
     state.z = problem.design.forward(state.u)
     if problem.soft is None:
         _shorten(state, u, z)
     return hopeless, (signs != state.signs).sum(dim=1)
+
+
+def _having(problem: Problem, rows: Tensor) -> Tensor:
+    """Mask of the groups with a row in the mask `rows`."""
+    found = torch.zeros(problem.group_count, dtype=torch.bool, device=rows.device)
+    found[problem.groups[rows]] = True
+    return found
 
 
 def _assess(state: _State) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,21 +317,14 @@ def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
     state.signs[uphill] = torch.where(costs[uphill] == 0, 0.0, state.u[uphill].sign())
 
 
-def _landed(state: _State) -> Tensor:
-    """Mask of the groups whose inner passes ended at a vertex of their quadratics."""
-    astray = torch.zeros(state.problem.group_count, dtype=torch.bool, device=state.u.device)
-    astray[state.problem.groups[state.unsettled]] = True
-    return ~astray
-
-
 def _take(state: _State, lassos: Lassos) -> None:
     """Put the inner solutions into the state."""
-    zero, nu = torch.zeros_like(state.u), lassos.nu
+    zero = torch.zeros_like(state.u)
     v = torch.where(lassos.v.abs() <= state.tiny, 0.0, lassos.v)
     state.u = zero.scatter_add(1, lassos.features, v)  # padding adds zero
     state.signs = zero.scatter_add(1, lassos.features, lassos.signs)
     if state.nu is not None:
-        state.nu = torch.zeros_like(state.nu).scatter_add(1, lassos.near, nu)
+        state.nu = torch.zeros_like(state.nu).scatter_add(1, lassos.near, lassos.nu)
     state.unsettled, state.strayed = lassos.dirty, lassos.strayed
 
 

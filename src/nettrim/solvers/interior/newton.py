@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from nettrim.solvers.cholesky import solve_factored
+
 if TYPE_CHECKING:
     from nettrim.solvers.interior.path import Path
 
@@ -198,7 +200,7 @@ class _Samples:
             factor = _factor(gram)
             free = path.free[row].nonzero()[:, 0]
             columns = path.problem.design.take(samples, free)
-            answer = _solved(factor, columns)
+            answer = solve_factored(factor, columns)
             self.factors.append(factor)
             self.borders.append((free, columns, answer, _factor(columns.T @ answer)))
 
@@ -218,10 +220,10 @@ class _Samples:
         """r of the samples that count, and the weights without a cost, where X'r of these is to be `pull`."""
         dual, weight = torch.zeros_like(right), torch.zeros_like(pull)
         for row, (samples, factor, border) in enumerate(zip(self.kept, self.factors, self.borders, strict=True)):
-            part = _solved(factor, right[row, samples, None])[:, 0]
+            part = solve_factored(factor, right[row, samples, None])[:, 0]
             free, columns, answer, complement = border
             if len(free):
-                weight[row, free] = _solved(complement, (columns.T @ part - pull[row, free])[:, None])[:, 0]
+                weight[row, free] = solve_factored(complement, (columns.T @ part - pull[row, free])[:, None])[:, 0]
                 part = part - answer @ weight[row, free]
             dual[row, samples] = part
         return dual, weight
@@ -256,10 +258,4 @@ def _factor(matrix: Tensor) -> Tensor:
 
 
 def _solve(factors: list[Tensor], right: Tensor) -> Tensor:
-    return torch.stack([_solved(factor, right[row, :, None])[:, 0] for row, factor in enumerate(factors)])
-
-
-def _solved(factor: Tensor, right: Tensor) -> Tensor:
-    """By two triangular solves, which take a third of the time of `torch.cholesky_solve` where columns are few."""
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True)
+    return torch.stack([solve_factored(factor, right[row, :, None])[:, 0] for row, factor in enumerate(factors)])
