@@ -41,7 +41,7 @@ def test_updates_equal_a_matrix_made_anew(design, steps):
     x = design.wide.T
     for samples, features in steps:
         wanted, active = masks(samples, features)
-        known = extended(known, design, wanted, active)
+        (known,) = extended([known], design, wanted[None], active[None])
         there = x[active][:, known.features]
         assert set(features) <= set(known.features.tolist())
         assert known.count == len(set(samples))
@@ -50,7 +50,7 @@ def test_updates_equal_a_matrix_made_anew(design, steps):
 
 def test_of_many_features_only_the_wanted_stay(design):
     wanted, active = masks(range(30), range(12))
-    known = extended(nothing_known(design), design, wanted, active)
+    (known,) = extended([nothing_known(design)], design, wanted[None], active[None])
     few = masks((), (2, 5, 7))[0]
     assert known.only(masks((), range(6))[0]) is known  # half of them: as they are
     left = known.only(few)
@@ -60,7 +60,8 @@ def test_of_many_features_only_the_wanted_stay(design):
 
 
 def test_views_share_what_is_kept_and_its_bytes(design):
-    known = extended(nothing_known(design), design, *masks(range(30), range(5)))
+    wanted, active = masks(range(30), range(5))
+    (known,) = extended([nothing_known(design)], design, wanted[None], active[None])
     kept = Curvatures(2 * known.bytes)
     view = kept.of(torch.tensor([7, 3, 5]))
     view.keep(0, known)

@@ -24,7 +24,7 @@ def quadratic(samples, features=12, free=False, seed=0):
     program = Program.linear(inputs, responses, 0.1, "distance")
     problem = make_problem(program, make_design(inputs, torch.float64))
     every, all_samples = torch.ones(features, dtype=torch.bool), torch.ones(samples, dtype=torch.bool)
-    known = extended(nothing_known(problem.design), problem.design, every, all_samples)
+    (known,) = extended([nothing_known(problem.design)], problem.design, every[None], all_samples[None])
     costs = torch.rand(features, generator=generator, dtype=torch.float64) + 0.5
     if free:
         costs[0] = 0.0

@@ -22,7 +22,7 @@ def ragged(hard, seed=0):
     shares = torch.linspace(0, 1, ROWS, dtype=torch.float64)[:, None]
     wanted = torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64) <= shares
     active = torch.rand(ROWS, SAMPLES, generator=generator, dtype=torch.float64) < 0.6
-    known = [extended(nothing_known(design), design, wanted[row], active[row]) for row in range(ROWS)]
+    known = extended([nothing_known(design)] * ROWS, design, wanted, active)
     lassos = Lassos(design, known, torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64) + 0.5, 0.0)
     u = torch.where(wanted, torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64), 0.0)
     u = torch.where(torch.rand(ROWS, COLUMNS, generator=generator) < 0.7, u, 0.0)
@@ -102,3 +102,29 @@ def test_padding():
     mask = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
     array, real = places(mask)
     assert array.tolist() == [[1, 2], [0, 0], [0, 0]] and real.tolist() == [[True, True], [False, False], [True, False]]
+
+
+@pytest.mark.parametrize("room", [1 << 24, 0], ids=["", "no room"])
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard samples"])
+def test_bordering_changes_nothing(monkeypatch, hard, room):
+    """Supports and held samples that change a little, step by step: the same with a factor made anew every time."""
+    bordered, *_ = ragged(hard)
+    anew, *_ = ragged(hard)
+    generator = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(inner, "_SMALLEST_BORDERED", 4)
+    monkeypatch.setattr(inner, "_KEPT", room)
+    calls = []
+    change = inner.Factored.change
+    monkeypatch.setattr(inner.Factored, "change", lambda *arguments: calls.append(1) or change(*arguments))
+    for _ in range(4):
+        for lassos, share in ((anew, -1.0), (bordered, 0.5)):
+            monkeypatch.setattr(inner, "_BORDER", share)
+            lassos.solve(torch.arange(ROWS))
+        for name in ("v0", "v1", "q0", "q1", "nu0", "nu1", "coefficients"):
+            assert torch.allclose(getattr(bordered, name), getattr(anew, name), rtol=1e-7, atol=1e-7), name
+        flips = torch.rand(anew.signs.shape, generator=generator) < 0.05
+        joins = torch.rand(anew.held.shape, generator=generator) < 0.1
+        for lassos in (anew, bordered):
+            lassos.signs = torch.where(flips & lassos.real, 1.0 - lassos.signs.abs(), lassos.signs)
+            lassos.held = torch.where(joins & lassos.watched, ~lassos.held, lassos.held)
+    assert bool(calls) == bool(room)

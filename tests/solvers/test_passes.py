@@ -19,7 +19,7 @@ def joint(rows=6, samples=80, columns=12, seed=0):
     epsilon = 0.75 * float(responses.norm())
     problem = make_problem(Program.linear(inputs, responses, epsilon, "distance", budget="layer"))
     every, all_samples = torch.ones(columns, dtype=torch.bool), torch.ones(samples, dtype=torch.bool)
-    known = extended(nothing_known(problem.design), problem.design, every, all_samples)
+    (known,) = extended([nothing_known(problem.design)], problem.design, every[None], all_samples[None])
     lassos = Lassos(problem.design, [known] * rows, torch.ones(rows, columns, dtype=torch.float64), 0.0)
     gradient = problem.design.back(problem.lower)
     zero = torch.zeros_like(gradient)

@@ -207,7 +207,7 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
         )
         part = clip_multipliers(dual[chunk], lower, upper)
-        support += (torch.where(part > 0, part * lower, 0.0) + torch.where(part < 0, part * upper, 0.0)).sum(dim=0)
+        support += support_value(part, lower, upper, dim=0)
         counted = torch.where(lower != upper, 0.0, part) if program.constraint == "strict" else part
         squares += (counted**2).sum(dim=0)
         transposed += part.T @ inputs
@@ -216,8 +216,15 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def clip_multipliers(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Multipliers may be positive only where `lower` is finite and negative only where `upper` is."""
-    part = torch.where(torch.isinf(lower), part.clamp(max=0), part)
-    return torch.where(torch.isinf(upper), part.clamp(min=0), part)
+    rising, falling = part.clamp(min=0), part.clamp(max=0)  # times 0 or 1: faster than a choice entry by entry
+    rising.mul_((lower != -torch.inf).to(part.dtype))
+    return rising.addcmul_(falling, (upper != torch.inf).to(part.dtype))
+
+
+def support_value(part: Tensor, lower: Tensor, upper: Tensor, dim: int) -> Tensor:
+    """h: the sum of max(r, 0) lower + min(r, 0) upper, -inf where that pushes on an infinite bound."""
+    rising, falling = part.clamp(min=0) * lower, part.clamp(max=0) * upper
+    return rising.nansum(dim=dim) + falling.nansum(dim=dim)  # zero times infinity counts nothing
 
 
 def _vanish_on_free_columns(program: Program, dual: Tensor, free: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ as those along a path of epsilons, let nearly the same samples count: their solv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nettrim.solvers.design import Design
 
+_FEW = 24  # features that come to a row, up to which all samples are multiplied in place of gathering some
 _BALLAST = 2  # features that are known, per feature wanted, above which the others are dropped
 
 
@@ -51,34 +53,71 @@ def nothing_known(design: Design) -> Curvature:
     return Curvature(index, active, torch.zeros(0, 0, dtype=torch.float64, device=design.device), 0, rough=True)
 
 
-def extended(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -> Curvature:
-    """`known`, with the samples in the mask `active` for A and the features in the mask `wanted` besides its own."""
+def extended(known: Sequence[Curvature], design: Design, wanted: Tensor, active: Tensor) -> list[Curvature]:
+    """`known` of every row, with the samples in its row of the mask `active` (rows, samples) for A and the features in
+    the mask `wanted` (rows, in) besides its own."""
+    moved = [_moved(old, design, wanted[row], active[row]) for row, old in enumerate(known)]
+    added = []
+    for row, old in enumerate(moved):
+        added.append(wanted[row].index_fill(0, old.features, False).nonzero()[:, 0])
+    crosses = _few_columns(moved, added, design)
+    return [
+        _widened(old, design, new, crosses.get(row)) if len(new) else old
+        for row, (old, new) in enumerate(zip(moved, added, strict=True))
+    ]
+
+
+def _moved(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -> Curvature:
+    """`known` with the samples in the mask `active`; of no feature where so many change that it is better made anew."""
     changed = (active != known.active).nonzero()[:, 0]
     count = int(active.sum())
-    fewer = 2 * count <= len(active)  # else the samples that do not count are taken from the whole
     rough = count > int(wanted.sum())  # else the support may be as large as the rank, where rounding decides
-    before, gram = known.features, known.gram
-    if len(before) and len(changed) < min(count, len(active) - count) and rough == known.rough:
-        if len(changed):
-            sign = torch.where(active[changed], 1.0, -1.0)
-            gram = gram + design.gram(changed, before, weights=sign, rough=rough)
-    else:
-        before, gram = before[:0], gram[:0, :0]
-    seen = torch.zeros_like(wanted)
-    seen[before] = True
-    added = (wanted & ~seen).nonzero()[:, 0]
-    if not len(added):
-        return Curvature(before, active, gram, count, rough)
+    features, gram = known.features, known.gram
+    if not len(features) or len(changed) >= min(count, len(active) - count) or rough != known.rough:
+        features, gram = features[:0], gram[:0, :0]
+    elif len(changed):
+        sign = torch.where(active[changed], 1.0, -1.0)
+        gram = gram + design.gram(changed, features, weights=sign, rough=rough)
+    return Curvature(features, active, gram, count, rough)
+
+
+def _few_columns(moved: Sequence[Curvature], added: Sequence[Tensor], design: Design) -> dict[int, Tensor]:
+    """X_A' X of the features added to each row (index) that gets few, (in, added): of many rows in one product, as
+    gathering a row's samples would take longer than multiplying all of them."""
+    found: dict[int, Tensor] = {}
+    for rough in (False, True):
+        due = [row for row, new in enumerate(added) if 0 < len(new) <= _FEW and moved[row].rough == rough]
+        due = [row for row in due if len(moved[row].features)]
+        most = max(_FEW, len(moved) // 4)  # columns of all samples at a time
+        while due:
+            part: list[int] = []
+            while due and sum(len(added[row]) for row in (*part, due[0])) <= most:
+                part.append(due.pop(0))
+            values = design.columns(torch.cat([added[row] for row in part]))
+            counts = torch.tensor([len(added[row]) for row in part], device=design.device)
+            values *= torch.stack([moved[row].active for row in part]).to(values.dtype).repeat_interleave(counts, dim=0)
+            product = design.pull(values.to(design.precision)) if rough else design.back(values)
+            found.update(zip(part, product.to(torch.float64).T.split(counts.tolist(), dim=1), strict=True))
+    return found
+
+
+def _widened(known: Curvature, design: Design, added: Tensor, cross: Tensor | None) -> Curvature:
+    """`known` with the features `added` (index); `cross` is X_A' X of them, (in, added), where it was made before."""
+    before, active = known.features, known.active
     features = torch.cat([before, added])
-    picked = (active if fewer else ~active).nonzero()[:, 0]
-    cross = design.gram(picked, features, first=len(before), rough=rough)
-    if not fewer:
-        cross = design.total[features[:, None], added] - cross
-    whole = gram.new_empty(len(features), len(features))
-    whole[: len(before), : len(before)] = gram
+    if cross is not None:
+        cross = cross.index_select(0, features)
+    else:
+        fewer = 2 * known.count <= len(active)  # else the samples that do not count are taken from the whole
+        picked = (active if fewer else ~active).nonzero()[:, 0]
+        cross = design.gram(picked, features, first=len(before), rough=known.rough)
+        if not fewer:
+            cross = design.total[features[:, None], added] - cross
+    whole = known.gram.new_empty(len(features), len(features))
+    whole[: len(before), : len(before)] = known.gram
     whole[:, len(before) :] = cross
     whole[len(before) :, :] = cross.T
-    return Curvature(features, active, whole, count, rough)
+    return Curvature(features, active, whole, known.count, known.rough)
 
 
 @dataclass

@@ -139,6 +139,6 @@ def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Gues
     dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale
     product = problem.design.forward(weight)
     soft, _ = problem.distance(product)
-    inside = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
+    inside = dual if problem.soft is None else dual * problem.soft.to(dual.dtype)
     reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
     return Guess(weight, dual, binding(problem, dual, weight), reach / pull.clamp(min=1e-300), product)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from nettrim.solvers.bordered import Equations, Factored
 from nettrim.solvers.cholesky import solve_factored
 from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
@@ -18,6 +19,10 @@ from nettrim.solvers.design import Design
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
+_BORDER = 0.25  # changes of a support, of what was factored, up to which the factor is bordered ...
+_SMALLEST_BORDERED = 80  # ... from this size on; smaller systems cost less than the bordering
+_BORDERING = {"cpu"}  # kinds of devices where that pays: others factor many systems as fast as one
+_KEPT = 1 << 24  # entries of factors that are kept for it
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
 _WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
 _BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
@@ -55,7 +60,12 @@ class Lassos:
         self.near, self.watched = nothing.to(torch.int64), nothing.to(torch.bool)
         self.held = self.began = self.watched
         self.margin = self.constant
-        self.around: list[Tensor] = []  # X of the watched samples of each row, (near, features)
+        # X of the watched samples of each row, (near, features)
+        self.around = [curvature.gram[:0] for curvature in curvatures]
+        self.factored: dict[int, Factored] = {}  # of rows, what was factored last
+        self.kept = 0  # entries of these
+        self.factored_members = torch.zeros_like(self.real)  # features and hard samples in them
+        self.factored_size = torch.full_like(self.size, -1)
 
     @property
     def rows(self) -> int:
@@ -92,63 +102,108 @@ class Lassos:
         ]
         self.held, self.began = held.clone(), held
         self.nu, self.nu0, self.nu1 = (torch.zeros_like(edge) for _ in range(3))
+        self.factored_members = torch.cat([torch.zeros_like(self.real), torch.zeros_like(held)], dim=1)
 
     def solve(self, rows: Tensor) -> None:
         """v = v0 - tau v1 for the present signs of some rows (index), and the coefficients of the squared distance."""
         support = (self.signs[rows] != 0) | self.free[rows]
         self.size[rows] = size = support.sum(dim=1)
         self.v0[rows], self.v1[rows] = 0.0, 0.0
-        self.q0[rows], self.q1[rows] = self.linear[rows], 0.0
         self.nu0[rows], self.nu1[rows] = 0.0, 0.0
-        nothing = torch.zeros_like(self.constant[rows])
-        self.coefficients[rows] = torch.stack([self.constant[rows].clamp(min=0), nothing, nothing], dim=1)
         self.dirty[rows] = False
         bound = self.held[rows].sum(dim=1)
         crowded = bound > _MOST_BINDING * (size + 1)
         self.hopeless[rows] |= crowded
-        binds = bound > 0
-        for saddle, chosen in ((False, (size > 0) & ~binds), (True, (size > 0) & binds & ~crowded)):
-            index = chosen.nonzero()[:, 0]
+        anew = (size > 0) & ~crowded
+        anew[self._solve_bordered(rows, support, anew)] = False
+        for saddle in (False, True):
+            index = (anew & ((bound > 0) == saddle)).nonzero()[:, 0]
             if len(index):
                 for part in _alike((size + bound)[index], self.design.device.type):
                     self._solve_alike(rows[index[part]], support[index[part]], saddle)
+        self._expand(rows)
+
+    def _solve_bordered(self, rows: Tensor, support: Tensor, wanted: Tensor) -> Tensor:
+        """Solve those of some rows (index) in the mask `wanted` whose supports (rows, features) and held samples differ
+        little from what was factored; the places of those solved."""
+        members = torch.cat([support, self.held[rows]], dim=1)
+        few = wanted & ((members != self.factored_members[rows]).sum(dim=1) <= _BORDER * self.factored_size[rows])
+        index = few.nonzero()[:, 0]
+        numbers, done = rows[index], []
+        sides = torch.stack([self.linear[numbers], (self.costs * self.signs)[numbers]], dim=1)
+        edges = torch.stack([self.edge[numbers], torch.zeros_like(self.edge[numbers])], dim=1)
+        width = support.shape[1]
+        for number, (place, row) in enumerate(zip(index.tolist(), numbers.tolist(), strict=True)):
+            near, features = self.around[row].shape
+            right = torch.cat([sides[number, :, :features], edges[number, :, :near]], dim=1)
+            taking_part = torch.cat([members[place, :features], members[place, width : width + near]])
+            equations = Equations(self.curvatures[row].gram, self.around[row], right)
+            found = self.factored[row].change(equations, taking_part)
+            if found is not None:
+                done.append(place)
+                self.v0[row, :features], self.v1[row, :features] = found[:, :features]
+                self.nu0[row, :near], self.nu1[row, :near] = found[:, features:]
+        return torch.tensor(done, dtype=torch.int64, device=rows.device)
 
     def _solve_alike(self, rows: Tensor, support: Tensor, saddle: bool) -> None:
         """Solve some rows (index) whose supports (rows, features) are not empty and of like size; `saddle` where hard
         samples bind."""
         inside, real = places(support)
+        held = self.held[rows]
+        bound, binds = places(held) if saddle else (inside[:, :0], real[:, :0])
+        numbers = rows.tolist()
+        chosen = [inside[place, :size] for place, size in enumerate(real.sum(dim=1).tolist())]
+        blocks = [
+            self.curvatures[row].gram.index_select(0, index).index_select(1, index)
+            for row, index in zip(numbers, chosen, strict=True)
+        ]
         count, width = inside.shape
-        bound, binds = places(self.held[rows]) if saddle else (inside[:, :0], real[:, :0])
-        sizes, numbers = real.sum(dim=1).tolist(), rows.tolist()
-        chosen = [inside[place, :size] for place, size in enumerate(sizes)]
-        parts = [self.curvatures[row].gram.index_select(0, index) for row, index in zip(numbers, chosen, strict=True)]
-        blocks = [part.index_select(1, index) for part, index in zip(parts, chosen, strict=True)]
         system = _stacked(blocks, width + bound.shape[1])
         here, cost = (
             torch.where(real, values[rows].gather(1, inside), 0.0) for values in (self.linear, self.costs * self.signs)
         )
         right = torch.stack([here, cost], dim=2)
         if saddle:
-            solution = self._saddle(rows, system, right, (inside, real), (bound, binds))
+            solution, factor, pivots = self._saddle(rows, system, right, (inside, real), (bound, binds))
         else:
-            solution = self._definite(rows, system, right, real)
+            solution, factor, pivots = *self._definite(rows, system, right, real), None
         sides = right.new_zeros(count, 2, support.shape[1])
         sides.scatter_add_(2, inside[:, None].expand(-1, 2, -1), solution.mT)  # padding adds zero
-        moved = torch.zeros_like(sides)
-        for place, part in enumerate(parts):
-            moved[place, :, : part.shape[1]] = solution[place, : len(part)].T @ part
         self.v0[rows], self.v1[rows] = sides.unbind(dim=1)
-        self.q0[rows] -= moved[:, 0]
-        self.q1[rows] += moved[:, 1]
-        if saddle:
-            for row in numbers:
-                around = self.around[row]
-                near, features = around.shape
-                pushed = torch.stack([self.nu0[row, :near], self.nu1[row, :near]]) @ around
-                self.q0[row, :features] -= pushed[0]
-                self.q1[row, :features] += pushed[1]
+        if self.design.device.type in _BORDERING and len(system[0]) >= _SMALLEST_BORDERED:
+            self._remember(rows, torch.cat([support, held], dim=1), factor, pivots, torch.cat([real, binds], dim=1))
+
+    def _remember(self, rows: Tensor, members: Tensor, factor: Tensor, pivots: Tensor | None, real: Tensor) -> None:
+        """Keep the factors of some rows (index) while there is room; `real` tells what of them is no padding."""
+        width = self.real.shape[1]
+        for place, row in enumerate(rows.tolist()):
+            before = self.factored.pop(row, None)
+            self.kept += factor[place].numel() - (0 if before is None else before.factor.numel())
+            self.factored_size[row] = -1
+            if self.kept > _KEPT:
+                self.kept -= factor[place].numel()
+                continue
+            features = len(self.curvatures[row].features)
+            index = members[place].nonzero()[:, 0]
+            index = torch.where(index < width, index, index - width + features)
+            spots = None if bool(real[place].all()) else real[place].nonzero()[:, 0]
+            self.factored[row] = Factored(index, factor[place], None if pivots is None else pivots[place], spots)
+            self.factored_size[row], self.factored_members[row] = len(index), members[place]
+
+    def _expand(self, rows: Tensor) -> None:
+        """What the multipliers of features and the squared distance are at the solutions of some rows (index)."""
+        sides = torch.stack([self.v0[rows], self.v1[rows]], dim=1)
+        pushes = torch.stack([self.nu0[rows], self.nu1[rows]], dim=1)
+        moved, pushed = torch.zeros_like(sides), torch.zeros_like(sides)
+        for place, row in enumerate(rows.tolist()):
+            near, features = self.around[row].shape
+            moved[place, :, :features] = sides[place, :, :features] @ self.curvatures[row].gram
+            if near:
+                pushed[place, :, :features] = pushes[place, :, :near] @ self.around[row]
+        here = self.linear[rows]
+        self.q0[rows], self.q1[rows] = here - moved[:, 0] - pushed[:, 0], moved[:, 1] + pushed[:, 1]
         quadratic = moved @ sides.mT
-        linear = (here[:, None] @ solution)[:, 0]
+        linear = (sides @ here[:, :, None])[:, :, 0]
         self.coefficients[rows] = torch.stack(
             [
                 (self.constant[rows] - 2 * linear[:, 0] + quadratic[:, 0, 0]).clamp(min=0),
@@ -158,8 +213,8 @@ class Lassos:
             dim=1,
         )
 
-    def _definite(self, rows: Tensor, gram: Tensor, right: Tensor, real: Tensor) -> Tensor:
-        """The solutions (rows, support, 2); `gram` is overwritten."""
+    def _definite(self, rows: Tensor, gram: Tensor, right: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The solutions (rows, support, 2) and Cholesky's factors; `gram` is overwritten."""
         diagonal = gram.diagonal(dim1=1, dim2=2)
         diagonal.mul_(1 + 1e-13).add_(1e-300)
         diagonal.masked_fill_(~real, 1.0)
@@ -167,14 +222,14 @@ class Lassos:
         solution = solve_factored(factor, right)
         for place in info.nonzero()[:, 0].tolist():
             size = int(real[place].sum())
-            solution[place] = 0.0
+            solution[place], factor[place] = 0.0, torch.nan  # nothing to go on from
             if size > _LARGEST_SINGULAR:  # more weights than the samples that count can tell apart
                 self.hopeless[rows[place]] = True
                 continue
             values, vectors = torch.linalg.eigh(gram[place, :size, :size])
             inverse = torch.where(values > 1e-12 * values[-1], 1 / values, 0.0)
             solution[place, :size] = vectors @ (inverse[:, None] * (vectors.T @ right[place, :size]))
-        return solution
+        return solution, factor
 
     def _saddle(
         self,
@@ -183,8 +238,9 @@ class Lassos:
         right: Tensor,
         support: tuple[Tensor, Tensor],
         held: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """The solutions (rows, support, 2) that meet the bounds which bind; their multipliers are kept.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The solutions (rows, support, 2) that meet the bounds which bind, whose multipliers are kept; LU's factors
+        and pivots.
 
         `system` has the Gram matrices at its top left. `support` and `held` say where features and bounds are, as
         `places`.
@@ -204,16 +260,17 @@ class Lassos:
         diagonal.masked_fill_(~torch.cat([real, binds], dim=1), 1.0)
         edge = torch.where(binds, self.edge[rows].gather(1, bound), 0.0)
         right = torch.cat([right, torch.stack([edge, torch.zeros_like(edge)], dim=2)], dim=1)
-        solution, _ = torch.linalg.solve_ex(system, right)
+        factor, pivots, _ = torch.linalg.lu_factor_ex(system)
+        solution = torch.linalg.lu_solve(factor, pivots, right)
         broken = ~torch.isfinite(solution).all(dim=2).all(dim=1)
         for place in broken.nonzero()[:, 0].tolist():
             lost = int(sizes[place] + counts[place]) > _LARGEST_SINGULAR
             self.hopeless[rows[place]] |= lost
             inverse = torch.zeros_like(system[place]) if lost else torch.linalg.pinv(system[place], hermitian=True)
-            solution[place] = inverse @ right[place]
+            solution[place], factor[place] = inverse @ right[place], torch.nan  # nothing to go on from
         for kept, values in zip((self.nu0, self.nu1), solution[:, width:].unbind(dim=2), strict=True):
             kept[rows] = torch.zeros_like(kept[rows]).scatter_add(1, bound, torch.where(binds, values, 0.0))
-        return solution[:, :width]
+        return solution[:, :width], factor, pivots
 
     @property
     def beyond(self) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nettrim.certificates.program import clip_multipliers
+from nettrim.certificates.program import clip_multipliers, support_value
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvature, Curvatures, extended, nothing_known
 from nettrim.solvers.inner import Lassos, places
@@ -85,7 +85,7 @@ def binding(problem: Problem, dual: Tensor, u: Tensor, least: float = 1e-6) -> T
     than the support can meet. None without hard samples. Far smaller ones are what a central path leaves."""
     if problem.soft is None:
         return None
-    pressure = torch.where(problem.soft, 0.0, dual.abs())
+    pressure = dual.abs().mul_((~problem.soft).to(dual.dtype))
     support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=pressure.shape[1] - 1)
     limit = pressure.topk(int(support.max()) + 1, dim=1).values
     bar = torch.maximum(limit.gather(1, support), least * limit[:, :1])
@@ -255,7 +255,7 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     wanted = (state.signs != 0) | (state.costs == 0) | (state.t.abs() > near * state.costs)
     wanted &= ~torch.isinf(state.costs)
     known = state.curvatures or [_known(problem, curvatures, row, wanted[row]) for row in range(problem.rows)]
-    state.curvatures = [extended(old, problem.design, wanted[row], active[row]) for row, old in enumerate(known)]
+    state.curvatures = extended(known, problem.design, wanted, active)
     lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
     lassos.strayed |= state.strayed
     lassos.begin(state.u, state.signs, state.gradient, state.square, state.t)
@@ -345,13 +345,12 @@ def judge(
     """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
     squares = problem.group_sum((soft**2).sum(dim=1))
     value = _penalty(u, costs)
-    edge = torch.where(dual > 0, problem.lower, problem.upper)
-    support = torch.where(dual == 0, 0.0, dual * edge).sum(dim=1)
+    support = support_value(dual, problem.lower, problem.upper, dim=1)
     gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
     # multipliers that push on a column without a cost prove nothing
     valid = (torch.where(costs == 0, t.abs(), 0.0) <= _FREE).all(dim=1)
     scale = torch.where(valid & (support > 0), (1 / gauge).clamp(max=1.0), 0.0)
-    ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm(dim=1)
+    ball = (dual if problem.soft is None else dual * problem.soft.to(dual.dtype)).norm(dim=1)
     if problem.regularization is not None:
         lam = problem.regularization
         objective = problem.group_sum(value) + lam * squares

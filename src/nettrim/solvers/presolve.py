@@ -34,8 +34,8 @@ def presolve(program: Program, memory: int | None = None, before: Reduced | None
     zero = squares == 0
     if program.epsilon is not None:
         hard = program.hard()
-        soft_squares = squares if hard is None else (torch.where(hard, 0.0, gap) ** 2).sum(dim=0)
-        hard_worst = torch.zeros_like(squares) if hard is None else torch.where(hard, gap.abs(), 0.0).amax(dim=0)
+        tight = torch.zeros_like(gap) if hard is None else gap * hard.to(gap.dtype)
+        soft_squares, hard_worst = ((gap - tight) ** 2).sum(dim=0), tight.abs().amax(dim=0)
         total = group_sums(soft_squares, program.groups.to(squares.device), program.group_count)
         worst = torch.zeros_like(total).scatter_reduce(0, program.groups.to(total.device), hard_worst, "amax")
         whole = (total <= program.epsilon.to(total) ** 2) & (worst == 0)

@@ -103,10 +103,12 @@ class Problem:
     def distance(self, product: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance of pre-activations (rows, samples) to the box: the part in the ball and the part that
         should vanish."""
-        gap = product - product.clamp(self.lower, self.upper)
+        box = product.clamp(self.lower, self.upper)
+        gap = torch.sub(product, box, out=box)
         if self.soft is None:
             return gap, torch.zeros((), dtype=gap.dtype, device=gap.device)
-        return torch.where(self.soft, gap, 0.0), torch.where(self.soft, 0.0, gap)
+        soft = self.soft.to(gap.dtype).mul_(gap)  # several times as fast as a choice entry by entry
+        return soft, gap.sub_(soft)
 
 
 def make_problem(program: Program, design: Design | None = None) -> Problem:
@@ -146,7 +148,7 @@ def _response_scale(program: Program, lower: Tensor, upper: Tensor, whole: float
     scale = lower.new_full((len(lower), 1), whole)
     if program.regularization is not None or not isinstance(program.penalty, L1):
         return scale
-    sizes = torch.maximum(*(torch.where(torch.isinf(bound), 0.0, bound.abs()).amax(dim=1) for bound in (lower, upper)))
+    sizes = torch.maximum(*(bound.abs().nan_to_num_(torch.nan, 0.0).amax(dim=1) for bound in (lower, upper)))
     groups = program.groups.to(lower.device)
     sizes = sizes.new_zeros(program.group_count).scatter_reduce(0, groups, sizes, "amax")[groups][:, None]
     return torch.where(sizes > 0, torch.exp2(torch.log2(sizes).ceil()), scale)

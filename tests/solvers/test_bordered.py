@@ -1,0 +1,79 @@
+"""Systems solved by bordering a factored one equal those that are factored anew."""
+
+import pytest
+import torch
+
+from nettrim.solvers.bordered import Equations, Factored
+
+FEATURES, NEAR = 30, 12
+
+
+def equations(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(80, FEATURES, generator=generator, dtype=torch.float64)
+    around = torch.randn(NEAR, FEATURES, generator=generator, dtype=torch.float64)
+    right = torch.randn(2, FEATURES + NEAR, generator=generator, dtype=torch.float64)
+    right[1, FEATURES:] = 0.0
+    return Equations(x.T @ x, around, right)
+
+
+def whole(parts):
+    """[G A'; A 0]."""
+    corner = torch.zeros(NEAR, NEAR, dtype=torch.float64)
+    return torch.cat([torch.cat([parts.gram, parts.around.T], 1), torch.cat([parts.around, corner], 1)])
+
+
+def mask(*members):
+    return torch.zeros(FEATURES + NEAR, dtype=torch.bool).index_fill(0, torch.tensor(members), True)
+
+
+def factored(parts, members, padding=()):
+    """Of some members (mask), with rows of the identity at the places `padding`."""
+    index = members.nonzero()[:, 0]
+    size = len(index) + len(padding)
+    spots = torch.tensor([place for place in range(size) if place not in padding])
+    matrix = torch.eye(size, dtype=torch.float64)
+    matrix[spots[:, None], spots] = whole(parts)[index[:, None], index]
+    spots = spots if padding else None
+    if bool((index >= FEATURES).any()):
+        return Factored(index, *torch.linalg.lu_factor(matrix), spots)
+    return Factored(index, torch.linalg.cholesky(matrix), None, spots)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (mask(*range(20)), mask(*range(20))),
+        (mask(*range(20)), mask(*range(3, 20))),
+        (mask(*range(20)), mask(*range(25))),
+        (mask(*range(20)), mask(*range(4, 26))),
+        (mask(*range(20)), mask(*range(20), 32, 35)),
+        (mask(*range(20), 30, 31, 40), mask(*range(2, 22), 31, 33, 41)),
+        (mask(*range(20), 30, 31), mask(*range(20))),
+    ],
+    ids=["the same", "some leave", "some come", "both", "samples join", "all at once", "samples leave"],
+)
+@pytest.mark.parametrize("padding", [(), (20, 24)], ids=["", "padded"])
+def test_equals_a_system_factored_anew(before, after, padding):
+    if padding and int(before.sum()) < padding[-1]:
+        padding = (20,)
+    parts = equations()
+    found = factored(parts, before, padding).change(parts, after)
+    index = after.nonzero()[:, 0]
+    expected = torch.zeros_like(parts.right)
+    expected[:, index] = torch.linalg.solve(whole(parts)[index[:, None], index], parts.right[:, index].T).T
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_singular_is_not_answered():
+    """A feature that comes and is a copy of one that is there; and a factor that was none."""
+    parts = equations()
+    copy = FEATURES - 1
+    parts.gram[copy] = parts.gram[0]
+    parts.gram[:, copy] = parts.gram[:, 0]
+    parts.around[:, copy] = parts.around[:, 0]
+    start = factored(parts, mask(*range(20)))
+    assert start.change(parts, mask(*range(20), copy)) is None
+    spoilt = Factored(start.members, torch.full_like(start.factor, torch.nan), None, None)
+    assert spoilt.change(parts, mask(*range(21))) is None
