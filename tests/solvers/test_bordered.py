@@ -6,6 +6,7 @@ import torch
 from nettrim.solvers.bordered import Equations, Factored
 
 FEATURES, NEAR = 30, 12
+WATCHED = torch.arange(NEAR) * 3 + 5
 
 
 def equations(seed=0):
@@ -35,9 +36,16 @@ def factored(parts, members, padding=()):
     matrix = torch.eye(size, dtype=torch.float64)
     matrix[spots[:, None], spots] = whole(parts)[index[:, None], index]
     spots = spots if padding else None
-    if bool((index >= FEATURES).any()):
-        return Factored(index, *torch.linalg.lu_factor(matrix), spots)
-    return Factored(index, torch.linalg.cholesky(matrix), None, spots)
+    inside, samples = index[index < FEATURES], WATCHED[index[index >= FEATURES] - FEATURES]
+    if len(samples):
+        return Factored(inside, samples, *torch.linalg.lu_factor(matrix), spots)
+    return Factored(inside, samples, torch.linalg.cholesky(matrix), None, spots)
+
+
+def change(start, parts, after):
+    members = start.members(FEATURES, WATCHED)
+    assert members is not None
+    return start.change(parts, members, after)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_equals_a_system_factored_anew(before, after, padding):
     if padding and int(before.sum()) < padding[-1]:
         padding = (20,)
     parts = equations()
-    found = factored(parts, before, padding).change(parts, after)
+    found = change(factored(parts, before, padding), parts, after)
     index = after.nonzero()[:, 0]
     expected = torch.zeros_like(parts.right)
     expected[:, index] = torch.linalg.solve(whole(parts)[index[:, None], index], parts.right[:, index].T).T
@@ -74,6 +82,16 @@ def test_what_is_singular_is_not_answered():
     parts.gram[:, copy] = parts.gram[:, 0]
     parts.around[:, copy] = parts.around[:, 0]
     start = factored(parts, mask(*range(20)))
-    assert start.change(parts, mask(*range(20), copy)) is None
-    spoilt = Factored(start.members, torch.full_like(start.factor, torch.nan), None, None)
-    assert spoilt.change(parts, mask(*range(21))) is None
+    assert change(start, parts, mask(*range(20), copy)) is None
+    spoilt = Factored(start.inside, start.samples, torch.full_like(start.factor, torch.nan), None, None)
+    assert change(spoilt, parts, mask(*range(21))) is None
+
+
+def test_a_factor_serves_as_long_as_its_samples_are_watched():
+    start = factored(equations(), mask(*range(20), FEATURES + 2, FEATURES + 7))
+    wider = torch.cat([WATCHED, torch.tensor([7, 60])]).sort().values
+    members = start.members(FEATURES + 5, wider)
+    assert members[:20].tolist() == list(range(20))
+    assert wider[members[20:] - FEATURES - 5].tolist() == start.samples.tolist()
+    assert start.members(FEATURES, WATCHED[WATCHED[7] != WATCHED]) is None
+    assert start.members(FEATURES, WATCHED[:3]) is None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from nettrim.solvers.bordered import Factored
 from nettrim.solvers.curvature import Curvatures, extended, nothing_known
 from nettrim.solvers.design import make_design
 
@@ -74,3 +77,22 @@ def test_views_share_what_is_kept_and_its_bytes(design):
     assert kept.take(3) is known
     assert kept.take(5) is known
     assert kept.taken == [0]
+
+
+def test_a_factor_goes_along_with_its_samples(design):
+    """It serves while the samples are the same, whatever features come; not with others, nor with features dropped."""
+    wanted, active = masks(range(30), range(5))
+    (known,) = extended([nothing_known(design)], design, wanted[None], active[None])
+    factored = Factored(torch.arange(5), torch.arange(0), torch.linalg.cholesky(known.gram), None, None)
+    known = replace(known, factored=factored)
+    (wider,) = extended([known], design, masks((), range(8))[0][None], active[None])
+    assert wider.factored is factored
+    torch.testing.assert_close(wider.gram[:5, :5], known.gram)
+    (other,) = extended([known], design, wanted[None], masks(range(1, 31), ())[1][None])
+    assert other.factored is None
+    assert known.only(masks((), (2,))[0]).factored is None
+    without = known.bytes - factored.factor.nbytes
+    few = Curvatures(without)  # no room for the factor
+    few.keep(0, known)
+    taken = few.take(0)
+    assert taken is not None and taken.factored is None and few.taken == [0]

@@ -8,7 +8,7 @@ import torch
 
 from nettrim.programs import Program
 from nettrim.solvers import refit, solve
-from nettrim.solvers.design import make_design
+from nettrim.solvers.design import make_design, symmetric_product
 
 
 def inputs_of(seed: int = 0) -> torch.Tensor:
@@ -72,3 +72,11 @@ def test_a_small_budget_changes_no_answer(constraint: str, tmp_path) -> None:
     assert other.certificate.objective == pytest.approx(one.certificate.objective, rel=1e-4)
     first, second = refit(kept, one.weight), refit(streamed, one.weight, memory_budget=50_000)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [99, 100, 103, 260])
+def test_symmetric_products_in_blocks(width):
+    left = torch.randn(40, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    product = symmetric_product(left, 2.0 * left)
+    assert width < 100 or torch.equal(product, product.T)
+    torch.testing.assert_close(product, 2.0 * (left.T @ left), rtol=1e-12, atol=1e-12)

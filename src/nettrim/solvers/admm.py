@@ -45,14 +45,12 @@ class Admm:
     def step(self) -> None:
         """One iteration: two large products, one small, elementwise work."""
         design = self.problem.design
-        rhs = design.pull(2 * self.z - self.a).add_(2 * self.w - self.b, alpha=design.ratio)
+        rhs = design.pull(torch.sub(self.a, self.z, alpha=2)).add_(self.b - 2 * self.w, alpha=design.ratio).neg_()
         u = rhs @ design.inverse
         v = design.product(u)
-        lz = self.a - self.z
-        v.mul_(RELAXATION).add_(self.z, alpha=1 - RELAXATION).add_(lz)
-        lw = self.b - self.w
-        u.mul_(RELAXATION).add_(self.w, alpha=1 - RELAXATION).add_(lw)
-        self.a, self.b = v, u
+        # the relaxed point plus the multiplier: alpha v + (1 - alpha) z + (a - z)
+        self.a = torch.add(self.a, v.sub_(self.z), alpha=RELAXATION, out=v)
+        self.b = u = torch.add(self.b, u.sub_(self.w), alpha=RELAXATION, out=u)
         self.w = self.penalty.prox(u, 1 / (self.rho * self.problem.design.ratio))
         self.project()
         self.iteration += 1
@@ -65,8 +63,8 @@ class Admm:
         box = torch.clamp(self.a, self.lower, self.upper)
         gap = self.a - box
         if self.soft is not None:
-            gap = gap * self.soft
-        squares = (gap * gap).sum(dim=1)
+            gap.mul_(self.soft)
+        squares = torch.linalg.vector_norm(gap, dim=1) ** 2
         self.shrink = ball_shrink(squares, self.rho[:, 0], self.problem)[:, None]
         self.z = box.addcmul_(gap, self.shrink)
 

@@ -45,15 +45,26 @@ class Equations:
 
 @dataclass(frozen=True, eq=False)
 class Factored:
-    """The factor of a row's matrix for some members (index): Cholesky's, or LU's where there are `pivots`.
+    """The factor of a row's matrix for some features and hard samples: Cholesky's, or LU's where there are `pivots`.
 
     `spots` (index) are their places where the factor has padding besides.
     """
 
-    members: Tensor
+    inside: Tensor  # (support,) index into the row's features
+    samples: Tensor  # (held,) index into all samples, ascending
     factor: Tensor
     pivots: Tensor | None
     spots: Tensor | None
+
+    def members(self, features: int, near: Tensor) -> Tensor | None:
+        """They (index) in a row of so many features that watches the samples `near` (index, ascending); None where it
+        does not watch one of them."""
+        if not len(self.samples):
+            return self.inside
+        there = torch.searchsorted(near, self.samples)
+        if int(there[-1]) >= len(near) or not torch.equal(near[there], self.samples):
+            return None
+        return torch.cat([self.inside, features + there])
 
     def solve(self, right: Tensor) -> Tensor:
         """right K^-1, (rows, members)."""
@@ -67,10 +78,9 @@ class Factored:
             return solve_factored(self.factor, right.mT).mT
         return torch.linalg.lu_solve(self.factor, self.pivots, right.mT).mT
 
-    def change(self, equations: Equations, wanted: Tensor) -> Tensor | None:
-        """The solutions (2, features + near), zero outside the members `wanted` (mask); None where rounding spoils
-        them."""
-        members = self.members
+    def change(self, equations: Equations, members: Tensor, wanted: Tensor) -> Tensor | None:
+        """The solutions (2, features + near), zero outside the members `wanted` (mask), from those that were factored,
+        `members` (index); None where rounding spoils them."""
         gone = (~wanted.index_select(0, members)).nonzero()[:, 0]
         came = wanted.index_fill(0, members, False).nonzero()[:, 0]
         rows, left = equations.of(came), len(gone)

@@ -7,11 +7,12 @@ as those along a path of epsilons, let nearly the same samples count: their solv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from nettrim.solvers.bordered import Factored
 from nettrim.solvers.design import Design
 
 _FEW = 24  # features that come to a row, up to which all samples are multiplied in place of gathering some
@@ -31,10 +32,12 @@ class Curvature:
     gram: Tensor  # (features, features) float64
     count: int  # samples in A
     rough: bool  # whether it is rounded
+    factored: Factored | None = None  # what was factored last of it
 
     @property
     def bytes(self) -> int:
-        return self.gram.nbytes + self.active.nbytes
+        factor = 0 if self.factored is None else self.factored.factor.nbytes
+        return self.gram.nbytes + self.active.nbytes + factor
 
     def only(self, wanted: Tensor) -> Curvature:
         """On those features alone that are in the mask `wanted`, where they are few of them."""
@@ -78,7 +81,8 @@ def _moved(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -> 
     elif len(changed):
         sign = torch.where(active[changed], 1.0, -1.0)
         gram = gram + design.gram(changed, features, weights=sign, rough=rough)
-    return Curvature(features, active, gram, count, rough)
+    factored = known.factored if len(features) and not len(changed) else None
+    return Curvature(features, active, gram, count, rough, factored)
 
 
 def _few_columns(moved: Sequence[Curvature], added: Sequence[Tensor], design: Design) -> dict[int, Tensor]:
@@ -117,7 +121,7 @@ def _widened(known: Curvature, design: Design, added: Tensor, cross: Tensor | No
     whole[: len(before), : len(before)] = known.gram
     whole[:, len(before) :] = cross
     whole[len(before) :, :] = cross.T
-    return Curvature(features, active, whole, known.count, known.rough)
+    return Curvature(features, active, whole, known.count, known.rough, known.factored)
 
 
 @dataclass
@@ -149,6 +153,8 @@ class Curvatures:
     def keep(self, row: int, curvature: Curvature) -> None:
         """Keep a row's while there is room."""
         self.take(row)
+        if self.taken[0] + curvature.bytes > self.memory:
+            curvature = replace(curvature, factored=None)
         if self.taken[0] + curvature.bytes <= self.memory:
             self.known[row if self.rows is None else self.rows[row]] = curvature
             self.taken[0] += curvature.bytes

@@ -18,6 +18,8 @@ from nettrim.certificates.program import largest_finite
 
 _SLICE = 1 << 25  # bytes of a float64 slice of samples, at most ...
 _SLICE_SHARE = 8  # ... and as a share of the budget
+_SPARE, _SPARE_SHARE = 1 << 27, 8  # bytes of factors kept without a budget, and as a share of it
+_BLOCKS, _BLOCKED = 5, 100  # of a symmetric product, from so many columns on
 _CACHE_SHARE = 2  # of the budget, for the samples in float64
 
 
@@ -32,6 +34,7 @@ class Design:
     narrow: Tensor | None  # (samples, in): X in working precision, likewise
     precision: torch.dtype  # of ADMM's large products
     slice_rows: int
+    spare: int  # bytes of factors that may be kept beside these arrays
     total: Tensor  # (in, in) float64: X'X
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
@@ -107,7 +110,7 @@ class Design:
             right = part[:, first:]
             if weights is not None:
                 part = part * weights[begin : begin + self.slice_rows, None].to(part.dtype)
-            result += part.T @ right
+            result += part.T @ right if first else symmetric_product(part, right)
         return result
 
     def gram_of(self, chosen: Tensor) -> Tensor:
@@ -195,6 +198,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         narrow=None,
         precision=precision,
         slice_rows=slice_rows,
+        spare=_SPARE if memory is None else memory // _SPARE_SHARE,
         total=inputs.new_zeros(0, 0, dtype=torch.float64),
         inverse=inputs.new_zeros(0, 0, dtype=precision),
         ratio=1.0,
@@ -205,7 +209,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
     longest, total = 0.0, torch.zeros(width, width, dtype=torch.float64, device=inputs.device)
     for _, part in design._slices(torch.float64):  # of this very class
         longest = max(longest, float((part**2).sum(dim=1).max()))
-        total += part.T @ part
+        total += symmetric_product(part, part)
     ratio = 0.01 * longest or 1.0
     damped = total.clone()
     damped.diagonal().add_(ratio)
@@ -220,6 +224,21 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         ratio=ratio,
         rank=width - ratio * float(inverse.diagonal().sum()),
     )
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """left' right (columns, columns) where that is symmetric: on a CPU in blocks, those below the diagonal alone,
+    which takes a fourth less time."""
+    width = left.shape[1]
+    if left.device.type != "cpu" or width < _BLOCKED:
+        return left.T @ right
+    step, product = -(-width // _BLOCKS), left.new_empty(width, width)
+    for begin in range(0, width, step):
+        end = min(begin + step, width)
+        block = left[:, begin:end].T @ right[:, :end]
+        product[begin:end, :end] = block
+        product[:begin, begin:end] = block[:, :begin].T
+    return product
 
 
 def power_of_two(value: float) -> float:

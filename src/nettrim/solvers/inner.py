@@ -7,6 +7,7 @@ with supports of like size are solved in batches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its ps
 _BORDER = 0.25  # changes of a support, of what was factored, up to which the factor is bordered ...
 _SMALLEST_BORDERED = 80  # ... from this size on; smaller systems cost less than the bordering
 _BORDERING = {"cpu"}  # kinds of devices where that pays: others factor many systems as fast as one
-_KEPT = 1 << 24  # entries of factors that are kept for it
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
 _WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
 _BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
@@ -63,9 +63,11 @@ class Lassos:
         # X of the watched samples of each row, (near, features)
         self.around = [curvature.gram[:0] for curvature in curvatures]
         self.factored: dict[int, Factored] = {}  # of rows, what was factored last
-        self.kept = 0  # entries of these
-        self.factored_members = torch.zeros_like(self.real)  # features and hard samples in them
-        self.factored_size = torch.full_like(self.size, -1)
+        self.kept = 0  # bytes of these
+        self.members: dict[int, Tensor] = {}  # and their places among features and watched samples: as index, ...
+        self.factored_members = torch.zeros_like(self.real)  # ... as mask, (rows, features + near), ...
+        self.factored_size = torch.full_like(self.size, -1)  # ... and how many
+        self.recalled = False
 
     @property
     def rows(self) -> int:
@@ -102,10 +104,11 @@ class Lassos:
         ]
         self.held, self.began = held.clone(), held
         self.nu, self.nu0, self.nu1 = (torch.zeros_like(edge) for _ in range(3))
-        self.factored_members = torch.cat([torch.zeros_like(self.real), torch.zeros_like(held)], dim=1)
 
     def solve(self, rows: Tensor) -> None:
         """v = v0 - tau v1 for the present signs of some rows (index), and the coefficients of the squared distance."""
+        if not self.recalled:
+            self._recall()
         support = (self.signs[rows] != 0) | self.free[rows]
         self.size[rows] = size = support.sum(dim=1)
         self.v0[rows], self.v1[rows] = 0.0, 0.0
@@ -138,7 +141,7 @@ class Lassos:
             right = torch.cat([sides[number, :, :features], edges[number, :, :near]], dim=1)
             taking_part = torch.cat([members[place, :features], members[place, width : width + near]])
             equations = Equations(self.curvatures[row].gram, self.around[row], right)
-            found = self.factored[row].change(equations, taking_part)
+            found = self.factored[row].change(equations, self.members[row], taking_part)
             if found is not None:
                 done.append(place)
                 self.v0[row, :features], self.v1[row, :features] = found[:, :features]
@@ -171,24 +174,39 @@ class Lassos:
         sides.scatter_add_(2, inside[:, None].expand(-1, 2, -1), solution.mT)  # padding adds zero
         self.v0[rows], self.v1[rows] = sides.unbind(dim=1)
         if self.design.device.type in _BORDERING and len(system[0]) >= _SMALLEST_BORDERED:
-            self._remember(rows, torch.cat([support, held], dim=1), factor, pivots, torch.cat([real, binds], dim=1))
+            taking_part = torch.cat([real, binds], dim=1)
+            for place, (row, index) in enumerate(zip(numbers, chosen, strict=True)):
+                samples = self.near[row][held[place]]
+                spots = None if bool(taking_part[place].all()) else taking_part[place].nonzero()[:, 0]
+                ours = None if pivots is None else pivots[place]
+                self._remember(row, Factored(index, samples, factor[place], ours, spots))
 
-    def _remember(self, rows: Tensor, members: Tensor, factor: Tensor, pivots: Tensor | None, real: Tensor) -> None:
-        """Keep the factors of some rows (index) while there is room; `real` tells what of them is no padding."""
+    def _remember(self, row: int, factored: Factored) -> None:
+        """Keep a row's factor while there is room."""
+        before = self.factored.pop(row, None)
+        self.kept += factored.factor.nbytes - (0 if before is None else before.factor.nbytes)
+        near, features = self.around[row].shape
+        members = factored.members(features, self.near[row, :near]) if self.kept <= self.design.spare else None
+        self.factored_size[row] = -1
+        if members is None:
+            self.kept -= factored.factor.nbytes
+            return
+        self.factored[row], self.members[row] = factored, members
         width = self.real.shape[1]
-        for place, row in enumerate(rows.tolist()):
-            before = self.factored.pop(row, None)
-            self.kept += factor[place].numel() - (0 if before is None else before.factor.numel())
-            self.factored_size[row] = -1
-            if self.kept > _KEPT:
-                self.kept -= factor[place].numel()
-                continue
-            features = len(self.curvatures[row].features)
-            index = members[place].nonzero()[:, 0]
-            index = torch.where(index < width, index, index - width + features)
-            spots = None if bool(real[place].all()) else real[place].nonzero()[:, 0]
-            self.factored[row] = Factored(index, factor[place], None if pivots is None else pivots[place], spots)
-            self.factored_size[row], self.factored_members[row] = len(index), members[place]
+        self.factored_size[row], self.factored_members[row] = len(members), False
+        self.factored_members[row, torch.where(members < features, members, members - features + width)] = True
+
+    def _recall(self) -> None:
+        """Take up the factors that the rows' curvatures came with."""
+        self.recalled = True
+        self.factored_members = torch.cat([torch.zeros_like(self.real), torch.zeros_like(self.held)], dim=1)
+        for row, curvature in enumerate(self.curvatures):
+            if curvature.factored is not None:
+                self._remember(row, curvature.factored)
+
+    def curvature(self, row: int) -> Curvature:
+        """That of a row, with what was factored last."""
+        return replace(self.curvatures[row], factored=self.factored.get(row))
 
     def _expand(self, rows: Tensor) -> None:
         """What the multipliers of features and the squared distance are at the solutions of some rows (index)."""

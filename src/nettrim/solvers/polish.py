@@ -326,6 +326,7 @@ def _take(state: _State, lassos: Lassos) -> None:
     if state.nu is not None:
         state.nu = torch.zeros_like(state.nu).scatter_add(1, lassos.near, lassos.nu)
     state.unsettled, state.strayed = lassos.dirty, lassos.strayed
+    state.curvatures = [lassos.curvature(row) for row in range(lassos.rows)]
 
 
 def _multipliers(state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
