@@ -60,14 +60,51 @@ watcher.join()
 print(json.dumps({"anonymous": peak - before, "high_water": status("VmHWM"), "gap": trimmed.layers[0].result.gap}))
 """
 
+MANY = """
+import json, sys, threading
+import torch
+from nettrim import Program
+from nettrim.solvers import solve
+
+samples, inputs, neurons, budget, constraint = *map(int, sys.argv[1:5]), sys.argv[5]
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(samples, inputs // 2, generator=generator) @ torch.randn(inputs // 2, inputs, generator=generator)
+x = (x / inputs**0.5).relu()
+y = (x @ torch.randn(neurons, inputs, generator=generator).T / inputs**0.5).relu()
+
+def run(count):
+    epsilon = 0.05 * y[:, :count].double().norm(dim=0)
+    return solve(Program.relu(x, y[:, :count], epsilon, constraint, budget="neuron"), 1e-3, memory_budget=budget)
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+run(2)  # what a first run loads
+before, peak, ended = status("RssAnon"), 0, threading.Event()
+
+def watch():
+    global peak
+    while not ended.wait(0.001):
+        peak = max(peak, status("RssAnon"))
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+solution = run(neurons)
+ended.set()
+watcher.join()
+certified = sum(state.certified for state in solution.status)
+print(json.dumps({"anonymous": peak - before, "certified": certified}))
+"""
+
 _NEURON = 64 * 8  # bytes a sample: the working arrays of one neuron, which no budget can do without
 _FIXED = 32 << 20  # bytes of temporaries whose size depends on no layer
 
 
-def measure(rows, budget, what):
+def measure(*arguments, script=RUN):
     """Bytes by which the process grew, at most; without pages of mapped files, which the kernel drops at need."""
     run = subprocess.run(
-        [sys.executable, "-c", RUN, str(rows), str(budget), what],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},  # what is freed leaves
         capture_output=True,
         text=True,
@@ -99,3 +136,14 @@ def test_a_layer_is_trimmed_within_the_budget():
     found = measure(rows, budget, "solving")
     assert found["gap"] <= 1e-2
     assert found["anonymous"] <= budget + _FIXED + rows * _NEURON
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_many_neurons_are_solved_within_the_budget(constraint):
+    """Their Gram matrices alone would take six times the budget together."""
+    samples, inputs, neurons, budget = 2000, 400, 300, 1 << 26
+    assert neurons * inputs**2 * 8 > 5 * budget
+    found = measure(samples, inputs, neurons, budget, constraint, script=MANY)
+    assert found["certified"] == neurons
+    program = neurons * (samples + inputs) * 8  # the answer and its multipliers, in a few copies
+    assert found["anonymous"] <= budget + _FIXED + 4 * program

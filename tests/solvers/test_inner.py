@@ -114,7 +114,7 @@ def test_bordering_changes_nothing(monkeypatch, hard, room):
     anew, *_ = ragged(hard)
     generator = torch.Generator().manual_seed(1)
     monkeypatch.setattr(inner, "_SMALLEST_BORDERED", 4)
-    bordered.design = replace(bordered.design, spare=room)
+    bordered.design = replace(bordered.design, room=room)
     calls = []
     change = inner.Factored.change
     monkeypatch.setattr(inner.Factored, "change", lambda *arguments: calls.append(1) or change(*arguments))

@@ -56,18 +56,20 @@ def nothing_known(design: Design) -> Curvature:
     return Curvature(index, active, torch.zeros(0, 0, dtype=torch.float64, device=design.device), 0, rough=True)
 
 
-def extended(known: Sequence[Curvature], design: Design, wanted: Tensor, active: Tensor) -> list[Curvature]:
+def extended(known: list[Curvature], design: Design, wanted: Tensor, active: Tensor) -> list[Curvature]:
     """`known` of every row, with the samples in its row of the mask `active` (rows, samples) for A and the features in
-    the mask `wanted` (rows, in) besides its own."""
-    moved = [_moved(old, design, wanted[row], active[row]) for row, old in enumerate(known)]
+    the mask `wanted` (rows, in) besides its own.
+
+    The list `known` is emptied, so that no matrix is kept twice.
+    """
+    known.reverse()
+    moved = [_moved(known.pop(), design, wanted[row], active[row]) for row in range(len(known))]
     added = []
     for row, old in enumerate(moved):
         added.append(wanted[row].index_fill(0, old.features, False).nonzero()[:, 0])
     crosses = _few_columns(moved, added, design)
-    return [
-        _widened(old, design, new, crosses.get(row)) if len(new) else old
-        for row, (old, new) in enumerate(zip(moved, added, strict=True))
-    ]
+    moved.reverse()
+    return [_widened(moved.pop(), design, new, crosses.pop(row, None)) for row, new in enumerate(added)]
 
 
 def _moved(known: Curvature, design: Design, wanted: Tensor, active: Tensor) -> Curvature:
@@ -107,6 +109,8 @@ def _few_columns(moved: Sequence[Curvature], added: Sequence[Tensor], design: De
 
 def _widened(known: Curvature, design: Design, added: Tensor, cross: Tensor | None) -> Curvature:
     """`known` with the features `added` (index); `cross` is X_A' X of them, (in, added), where it was made before."""
+    if not len(added):
+        return known
     before, active = known.features, known.active
     features = torch.cat([before, added])
     if cross is not None:

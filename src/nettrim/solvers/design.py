@@ -18,7 +18,8 @@ from nettrim.certificates.program import largest_finite
 
 _SLICE = 1 << 25  # bytes of a float64 slice of samples, at most ...
 _SLICE_SHARE = 8  # ... and as a share of the budget
-_SPARE, _SPARE_SHARE = 1 << 27, 8  # bytes of factors kept without a budget, and as a share of it
+_ROOM = 1 << 30  # bytes of working arrays beside the copies of the samples, without a budget
+_MATRIX_SHARE, _FACTOR_SHARE = 4, 8  # of the budget's rest, for Gram matrices and for their factors
 _BLOCKS, _BLOCKED = 5, 100  # of a symmetric product, from so many columns on
 _CACHE_SHARE = 2  # of the budget, for the samples in float64
 
@@ -34,7 +35,7 @@ class Design:
     narrow: Tensor | None  # (samples, in): X in working precision, likewise
     precision: torch.dtype  # of ADMM's large products
     slice_rows: int
-    spare: int  # bytes of factors that may be kept beside these arrays
+    room: int  # bytes of the budget that these arrays leave
     total: Tensor  # (in, in) float64: X'X
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
@@ -56,6 +57,16 @@ class Design:
     def scale(self) -> float:
         """The program's inputs are X times this."""
         return 1 / self.factor
+
+    @property
+    def matrix_bytes(self) -> int:
+        """What the Gram matrices may take that are worked on at a time."""
+        return self.room // _MATRIX_SHARE
+
+    @property
+    def factor_bytes(self) -> int:
+        """What factors of them may take."""
+        return self.room // _FACTOR_SHARE
 
     @property
     def samples(self) -> int:
@@ -198,7 +209,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         narrow=None,
         precision=precision,
         slice_rows=slice_rows,
-        spare=_SPARE if memory is None else memory // _SPARE_SHARE,
+        room=_ROOM if memory is None else memory,
         total=inputs.new_zeros(0, 0, dtype=torch.float64),
         inverse=inputs.new_zeros(0, 0, dtype=precision),
         ratio=1.0,
@@ -215,12 +226,14 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
     damped.diagonal().add_(ratio)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     kept = memory is None or 8 * count * width <= memory // _CACHE_SHARE
+    copies = (8 + precision.itemsize) * count * width if kept else 0
     return replace(
         design,
         wide=(inputs.T.to(torch.float64) / scale).contiguous() if kept else None,
         narrow=(inputs.to(precision) / scale).contiguous() if kept else None,
         total=total,
         inverse=inverse.to(precision),
+        room=_ROOM if memory is None else max(memory - copies, memory // 8),
         ratio=ratio,
         rank=width - ratio * float(inverse.diagonal().sum()),
     )

@@ -22,7 +22,7 @@ from nettrim.solvers.presolve import Reduced, presolve
 from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
-_ARRAYS = 11  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
+_ARRAYS = 24  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
 _CURVATURE_SHARE = 8  # of the budget, for the rows' Gram matrices that are kept
 _PATIENCE = 720  # ADMM iterations after which a small degenerate program is better left to a general solver
 
@@ -80,7 +80,7 @@ class Hybrid:
             inner = reduced.program
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
             design, curvatures = self._prepare(reduced, inner, along)
-            for block in self._blocks(inner):
+            for block in self._blocks(inner, design.room):
                 problem = make_problem(inner.rows(block), design)
                 rows = reduced.rows[block]
                 start = None if dense is None else dense[block].to(problem.lower) / problem.weight_scale
@@ -109,17 +109,17 @@ class Hybrid:
         design, curvatures = carried.design, carried.curvatures
         if design is None or curvatures is None or design.precision != precision:
             design = make_design(program.inputs, precision, self.memory_budget)
-            curvatures = Curvatures(self.memory_budget // _CURVATURE_SHARE)
+            curvatures = Curvatures(design.room // _CURVATURE_SHARE)
         carried.reduced, carried.design, carried.curvatures = reduced, design, curvatures
         return design, curvatures
 
-    def _blocks(self, program: Program) -> Iterator[Tensor]:
-        """Row indices of blocks that can be solved apart: whole budget groups, as many as fit."""
+    def _blocks(self, program: Program, room: int) -> Iterator[Tensor]:
+        """Row indices of blocks that can be solved apart: whole budget groups, as many as fit into `room` bytes."""
         rows = program.shape[0]
         if program.penalty.couples_rows:
             yield torch.arange(rows)
             return
-        arrays = self.memory_budget // 2  # the other half may hold copies of the inputs
+        arrays = room // 2  # the other half is for matrices
         limit = self.rows_per_block or max(1, arrays // (4 * _ARRAYS * (program.samples + program.shape[1])))
         by_group: dict[int, list[int]] = {}
         for row, group in enumerate(program.groups.tolist()):

@@ -186,7 +186,7 @@ class Lassos:
         before = self.factored.pop(row, None)
         self.kept += factored.factor.nbytes - (0 if before is None else before.factor.nbytes)
         near, features = self.around[row].shape
-        members = factored.members(features, self.near[row, :near]) if self.kept <= self.design.spare else None
+        members = factored.members(features, self.near[row, :near]) if self.kept <= self.design.factor_bytes else None
         self.factored_size[row] = -1
         if members is None:
             self.kept -= factored.factor.nbytes

@@ -14,6 +14,7 @@ equation; the rows of a joint budget share that tau and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from nettrim.solvers.problem import Problem
 AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
 MET = 1e-10  # by how much a bound that must hold may be missed
 FAR_STEPS = 20  # of a polish from a guess made elsewhere, which may be far
+_GROWN = 1.5  # by how much Gram matrices may grow with their working sets
 _ZERO = 1e-12  # relative to the largest weight
 _FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
@@ -137,14 +139,40 @@ class _State:
 def polish(
     problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10, curvatures: Curvatures | None = None
 ) -> Polished:
-    """Run outer steps on all rows at once; budget groups stop one by one, certified or given back.
+    """Run outer steps on as many rows at once as the memory budget has room for; budget groups stop one by one,
+    certified or given back.
 
     `curvatures`: what is known of the rows; what the polish comes to know is left there.
     """
-    state = _begin(problem, guess)
-    weight, dual, tau = guess.u.clone(), guess.dual.clone(), guess.tau.clone()
     objective = problem.lower.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
+    found = Polished(guess.u.clone(), objective, guess.dual.clone(), bound, 0, guess.tau.clone())
+    steps = [_run(part, found, tolerance, max_steps, curvatures) for part in _parts(_begin(problem, guess))]
+    return replace(found, steps=max(steps))
+
+
+def _parts(state: _State) -> Iterator[_State]:
+    """The rows in parts whose Gram matrices fit into their share of the memory budget; budget groups stay whole."""
+    squares = _wanted(state, _NEAR_AT_FIRST).sum(dim=1).to(torch.float64) ** 2
+    hard = 1 if state.problem.soft is None else 2  # hard samples are watched on as many features
+    sizes = state.problem.group_sum(8 * _GROWN * hard * squares)
+    ends = sizes.cumsum(0)
+    room = max(state.problem.design.matrix_bytes, 1)
+    if float(ends[-1]) <= room:
+        yield state
+        return
+    number = ((ends - sizes / 2) / room).floor()  # of the part that each group belongs to
+    for part in number.unique().tolist():
+        yield state.only(number == part)
+
+
+def _run(
+    state: _State, found: Polished, tolerance: float, max_steps: int, curvatures: Curvatures | None
+) -> int:
+    """The outer steps of some rows; the best of them go into `found`. Returns how many there were."""
+    weight, dual, tau = found.weight, found.dual, found.tau
+    objective, bound = found.objective, found.bound
+    assert tau is not None
     steps = 0
     while steps < max_steps and len(state.rows):
         steps += 1
@@ -173,7 +201,7 @@ def polish(
                     known.keep(row, curvature)
         if bool(done.any()):
             state = state.only(~done)
-    return Polished(weight, objective, dual, bound, steps, tau)
+    return steps
 
 
 def _begin(problem: Problem, guess: Guess) -> _State:
@@ -251,10 +279,9 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     active = (z > problem.upper) | (z < problem.lower) | (problem.lower == problem.upper)
     if problem.soft is not None:
         active &= problem.soft
-    near = _NEAR_AT_FIRST if state.curvatures is None else _NEAR
-    wanted = (state.signs != 0) | (state.costs == 0) | (state.t.abs() > near * state.costs)
-    wanted &= ~torch.isinf(state.costs)
+    wanted = _wanted(state, _NEAR_AT_FIRST if state.curvatures is None else _NEAR)
     known = state.curvatures or [_known(problem, curvatures, row, wanted[row]) for row in range(problem.rows)]
+    state.curvatures = None
     state.curvatures = extended(known, problem.design, wanted, active)
     lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
     lassos.strayed |= state.strayed
@@ -262,6 +289,12 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     if state.binding is not None and problem.soft is not None:
         _watch(state, lassos, state.binding, problem.soft)
     return lassos
+
+
+def _wanted(state: _State, near: float) -> Tensor:
+    """Mask of the working set, (rows, in): the support, and what exceeds the share `near` of its limit."""
+    wanted = (state.signs != 0) | (state.costs == 0) | (state.t.abs() > near * state.costs)
+    return wanted & ~torch.isinf(state.costs)
 
 
 def _known(problem: Problem, curvatures: Curvatures | None, row: int, wanted: Tensor) -> Curvature:
