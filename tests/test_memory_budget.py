@@ -13,8 +13,34 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc"),
 ]
 
+WATCH = """
+import threading
+
+ended, before, peak = threading.Event(), 0, 0
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+def watch():
+    global peak
+    while not ended.wait(0.001):
+        peak = max(peak, status("RssAnon"))
+
+def start():
+    global before
+    before, watcher = status("RssAnon"), threading.Thread(target=watch)
+    watcher.start()
+    return watcher
+
+def stop(watcher):
+    ended.set()
+    watcher.join()
+    return peak - before
+"""
+
 RUN = """
-import json, sys, threading
+import json, sys
 import torch
 from torch import nn
 import nettrim
@@ -24,10 +50,6 @@ from nettrim.layerwise import Means
 from nettrim.solvers import Solution, Status
 
 rows, budget, solving = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "solving"
-
-def status(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 def dense(self, program, tolerance, initial, warm=None):
     dual = torch.zeros_like(program.upper)
@@ -45,23 +67,14 @@ def run(data, memory):
 torch.manual_seed(0)
 run(torch.randn(500, 8), None)  # what a first run loads
 data = torch.randn(rows, 8)
-before, peak, ended = status("RssAnon"), 0, threading.Event()
-
-def watch():
-    global peak
-    while not ended.wait(0.001):
-        peak = max(peak, status("RssAnon"))
-
-watcher = threading.Thread(target=watch)
-watcher.start()
+watcher = start()
 trimmed = run(data, budget)
-ended.set()
-watcher.join()
-print(json.dumps({"anonymous": peak - before, "high_water": status("VmHWM"), "gap": trimmed.layers[0].result.gap}))
+grown = stop(watcher)
+print(json.dumps({"anonymous": grown, "high_water": status("VmHWM"), "gap": trimmed.layers[0].result.gap}))
 """
 
 MANY = """
-import json, sys, threading
+import json, sys
 import torch
 from nettrim import Program
 from nettrim.solvers import solve
@@ -76,25 +89,12 @@ def run(count):
     epsilon = 0.05 * y[:, :count].double().norm(dim=0)
     return solve(Program.relu(x, y[:, :count], epsilon, constraint, budget="neuron"), 1e-3, memory_budget=budget)
 
-def status(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
-
 run(2)  # what a first run loads
-before, peak, ended = status("RssAnon"), 0, threading.Event()
-
-def watch():
-    global peak
-    while not ended.wait(0.001):
-        peak = max(peak, status("RssAnon"))
-
-watcher = threading.Thread(target=watch)
-watcher.start()
+watcher = start()
 solution = run(neurons)
-ended.set()
-watcher.join()
+grown = stop(watcher)
 certified = sum(state.certified for state in solution.status)
-print(json.dumps({"anonymous": peak - before, "certified": certified}))
+print(json.dumps({"anonymous": grown, "certified": certified}))
 """
 
 _NEURON = 64 * 8  # bytes a sample: the working arrays of one neuron, which no budget can do without
@@ -104,7 +104,7 @@ _FIXED = 32 << 20  # bytes of temporaries whose size depends on no layer
 def measure(*arguments, script=RUN):
     """Bytes by which the process grew, at most; without pages of mapped files, which the kernel drops at need."""
     run = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        [sys.executable, "-c", WATCH + script, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)},  # what is freed leaves
         capture_output=True,
         text=True,

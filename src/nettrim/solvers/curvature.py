@@ -64,9 +64,7 @@ def extended(known: list[Curvature], design: Design, wanted: Tensor, active: Ten
     """
     known.reverse()
     moved = [_moved(known.pop(), design, wanted[row], active[row]) for row in range(len(known))]
-    added = []
-    for row, old in enumerate(moved):
-        added.append(wanted[row].index_fill(0, old.features, False).nonzero()[:, 0])
+    added = [wanted[row].index_fill(0, old.features, False).nonzero()[:, 0] for row, old in enumerate(moved)]
     crosses = _few_columns(moved, added, design)
     moved.reverse()
     return [_widened(moved.pop(), design, new, crosses.pop(row, None)) for row, new in enumerate(added)]
@@ -92,8 +90,8 @@ def _few_columns(moved: Sequence[Curvature], added: Sequence[Tensor], design: De
     gathering a row's samples would take longer than multiplying all of them."""
     found: dict[int, Tensor] = {}
     for rough in (False, True):
-        due = [row for row, new in enumerate(added) if 0 < len(new) <= _FEW and moved[row].rough == rough]
-        due = [row for row in due if len(moved[row].features)]
+        alike = [row for row, old in enumerate(moved) if len(old.features) and old.rough == rough]
+        due = [row for row in alike if 0 < len(added[row]) <= _FEW]
         most = max(_FEW, len(moved) // 4)  # columns of all samples at a time
         while due:
             part: list[int] = []

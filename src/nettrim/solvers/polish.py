@@ -281,7 +281,6 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
         active &= problem.soft
     wanted = _wanted(state, _NEAR_AT_FIRST if state.curvatures is None else _NEAR)
     known = state.curvatures or [_known(problem, curvatures, row, wanted[row]) for row in range(problem.rows)]
-    state.curvatures = None
     state.curvatures = extended(known, problem.design, wanted, active)
     lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
     lassos.strayed |= state.strayed
