@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,23 @@ def test_interrupted(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nettrim.cli.trim.run_trim", stop)
     result = run("trim", "small.onnx", *GOOD, "-o", "out")
     assert result.exit_code == 130 and not Path("out").exists()
+
+
+@pytest.mark.parametrize("failure", [SystemExit(1), BrokenPipeError(32, "Broken pipe"), RuntimeError("lost")], ids=repr)
+def test_what_falls_over_after_ctrl_c_is_an_interrupt(run, monkeypatch: pytest.MonkeyPatch, failure) -> None:
+    """As a cluster that goes before its driver has closed it."""
+
+    def stop(*args: object, **options: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise failure
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("nettrim.cli.trim.run_trim", stop)
+    result = run("trim", "small.onnx", *GOOD, "-o", "out", "--checkpoint", "kept")
+    assert result.exit_code == 130 and result.stderr.splitlines()[-1].startswith("Interrupted. Finished work is kept")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_debug_shows_where(run) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -95,6 +96,13 @@ def processes(mark):
     return found
 
 
+def ends_of_logs():
+    """What the last cluster on this machine wrote while it ended, for a failure that is hard to see again."""
+    logs = sorted(Path(tempfile.gettempdir(), "ray", "session_latest", "logs").glob("*"))
+    wanted = [path for path in logs if path.name.startswith(("raylet.", "gcs_server.", "python-core-driver"))]
+    return "\n".join(f"{path.name}:\n" + "\n".join(path.read_text().splitlines()[-15:]) for path in wanted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_running_and_the_run_goes_on_where_it_was(folder, number):
     """Ctrl-C goes to all processes of a terminal, a kill to the driver alone."""
@@ -120,7 +128,7 @@ def test_nothing_is_left_running_and_the_run_goes_on_where_it_was(folder, number
         for process in processes(mark):
             os.kill(process, signal.SIGKILL)
     if number == signal.SIGINT:
-        assert run.returncode == 130
+        assert run.returncode == 130, error + ends_of_logs()
         assert error.strip() == "Interrupted. Finished work is kept: the same command goes on from there."
     assert not (folder / name).exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / f"{name}-checkpoint").glob("*.block")}

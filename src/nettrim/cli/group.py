@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -35,7 +40,8 @@ class Group(TyperGroup):
         # given before the verb or after it, as people do
         options["args"], args = [*(["--debug"] if debug else []), *(w for w in words if w != "--debug")], ()
         try:
-            code = super().main(standalone_mode=False, **options)
+            with _one_reason():
+                code = super().main(standalone_mode=False, **options)
             if code == INTERRUPTED:  # what newer versions of Typer make of Ctrl-C
                 raise KeyboardInterrupt
             return code if isinstance(code, int) else 0
@@ -58,6 +64,34 @@ class Group(TyperGroup):
         except Exception as error:
             cure = "Run it again with --debug and report what it shows."
             return _say(f"Something unforeseen happened ({type(error).__name__}: {error}). {cure}", debug)
+
+
+@contextmanager
+def _one_reason() -> Iterator[None]:
+    """After Ctrl-C an interrupt, whatever else goes wrong while workers, clusters and files are being closed.
+
+    Libraries may end the process in ways of their own then, Ray with exit code 1 where its signal handlers are called.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # it is ignored, or somebody else's
+        return
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(sentence: str, debug: bool) -> int:
