@@ -22,7 +22,7 @@ from torch import Tensor
 from nettrim.errors import DataError, should
 from nettrim.programs import Program, group_sums
 
-_CHUNK = 1 << 20  # elements of a float64 temporary, 8 MB: a few of them are in use at a time
+_CHUNK = 1 << 18  # elements of a float64 temporary, 2 MB: a few of them are in use at a time, and a cache holds them
 _ROW_CHUNK = 1 << 19  # multipliers that are treated at a time
 _SMALL = 1e-4  # excess is measured against eps, but against no less than this share of the largest response
 _NOTHING = 1e-12  # relative size under which an epsilon, or an objective, is zero to rounding
@@ -104,22 +104,21 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
     rest."""
     squares = weight.new_zeros(weight.shape[0])
     excess = weight.new_zeros(weight.shape[0])
-    norm = weight.new_zeros(weight.shape[0])
     for chunk in _sample_chunks(program):
-        inputs, lower, upper = (
-            array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
-        )
+        inputs, lower, upper = _chunk(program, chunk)
         product = inputs @ weight.T
-        gap = product - product.clamp(lower, upper)
+        gap = product.sub_(product.clamp(lower, upper))
         if program.constraint == "strict":
-            hard = lower != upper
-            excess = torch.maximum(excess, torch.where(hard, gap.abs(), 0.0).amax(dim=0))
-            gap = torch.where(hard, 0.0, gap)
-        squares += (gap**2).sum(dim=0)
-        norm += _finite_square(lower, upper).sum(dim=0)
-    scale = norm.sqrt()
-    if not bool((norm > 0).all()):
-        scale = torch.where(norm > 0, scale, _response_scale(program))
+            beyond = gap * _hard(lower, upper)
+            gap.sub_(beyond)
+            excess = torch.maximum(excess, beyond.abs_().amax(dim=0))
+        squares += gap.square_().sum(dim=0)
+    if not bool((excess > 0).any()):
+        return squares, excess
+    norm = torch.zeros_like(excess)
+    for chunk in _sample_chunks(program):
+        norm += _finite_square(*_chunk(program, chunk)[1:]).sum(dim=0)
+    scale = torch.where(norm > 0, norm.sqrt(), _response_scale(program))
     return squares, torch.where(excess > 0, excess / scale, 0.0)
 
 
@@ -203,28 +202,29 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     support, squares = dual.new_zeros(rows), dual.new_zeros(rows)
     transposed = dual.new_zeros(rows, columns)
     for chunk in _sample_chunks(program):
-        inputs, lower, upper = (
-            array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)
-        )
+        inputs, lower, upper = _chunk(program, chunk)
         part = clip_multipliers(dual[chunk], lower, upper)
         support += support_value(part, lower, upper, dim=0)
-        counted = torch.where(lower != upper, 0.0, part) if program.constraint == "strict" else part
-        squares += (counted**2).sum(dim=0)
         transposed += part.T @ inputs
+        squares += (part * (1 - _hard(lower, upper)) if program.constraint == "strict" else part).square().sum(dim=0)
     return support, squares.sqrt(), transposed
 
 
 def clip_multipliers(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Multipliers may be positive only where `lower` is finite and negative only where `upper` is."""
-    rising, falling = part.clamp(min=0), part.clamp(max=0)  # times 0 or 1: faster than a choice entry by entry
-    rising.mul_((lower != -torch.inf).to(part.dtype))
-    return rising.addcmul_(falling, (upper != torch.inf).to(part.dtype))
+    most = torch.finfo(part.dtype).max
+    return part.clamp((upper - most).clamp_(max=0), (lower + most).clamp_(min=0))  # no choice entry by entry: slow
 
 
 def support_value(part: Tensor, lower: Tensor, upper: Tensor, dim: int) -> Tensor:
-    """h: the sum of max(r, 0) lower + min(r, 0) upper, -inf where that pushes on an infinite bound."""
-    rising, falling = part.clamp(min=0) * lower, part.clamp(max=0) * upper
-    return rising.nansum(dim=dim) + falling.nansum(dim=dim)  # zero times infinity counts nothing
+    """h: the least sum of r z over the box, that of max(r, 0) lower + min(r, 0) upper; -inf where r pushes on an
+    infinite bound."""
+    return torch.minimum(part * lower, part * upper).nansum(dim=dim)  # zero times infinity counts nothing
+
+
+def _hard(lower: Tensor, upper: Tensor) -> Tensor:
+    """1 for entries of the strict constraint that must stay within their bounds, 0 for those counted in the ball."""
+    return (upper - lower).sign_()
 
 
 def _vanish_on_free_columns(program: Program, dual: Tensor, free: Tensor | None) -> Tensor:
@@ -267,6 +267,11 @@ def _sample_chunks(program: Program) -> Iterator[slice]:
     step = max(1, _CHUNK // (rows + columns))
     for start in range(0, program.samples, step):
         yield slice(start, start + step)
+
+
+def _chunk(program: Program, chunk: slice) -> list[Tensor]:
+    """Inputs, lower and upper bounds of some samples in float64."""
+    return [array[chunk].to(torch.float64) for array in (program.inputs, program.lower, program.upper)]
 
 
 def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
@@ -327,5 +332,5 @@ def _check(name: str, array: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(array, Tensor) or tuple(array.shape) != tuple(shape):
         got = f"shape {tuple(array.shape)}" if isinstance(array, Tensor) else type(array).__name__
         raise DataError(should(name, f"a tensor of shape {tuple(shape)}", got))
-    if not bool(torch.isfinite(array).all()):
+    if array.numel() and not all(math.isfinite(end) for end in torch.aminmax(array)):
         raise DataError(should(name, "finite", "NaN or infinity"))

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.interior import Central, solve_interior
-from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judge, polish
+from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judged, polish
 from nettrim.solvers.problem import Problem
 
 _ROUNDS = 14  # values of tau that are tried
@@ -186,10 +185,7 @@ def _on_paths(problem: Problem, near: Tensor, tolerance: float) -> Central:
 
 def _judged(problem: Problem, guess: Guess) -> Polished:
     """The rows' weights and multipliers as an answer of the whole."""
-    soft, hard = problem.distance(problem.design.forward(problem.cast(guess.u)))
-    assert isinstance(problem.penalty, L1)
-    costs = problem.penalty.full(guess.u).expand(guess.u.shape)
-    value, bound = judge(problem, guess.u, soft, hard, guess.dual, problem.design.back(guess.dual), costs)
+    value, bound = judged(problem, guess.u, guess.dual, problem.design.back(guess.dual))
     return Polished(guess.u, value, guess.dual, bound, 0)
 
 

@@ -81,7 +81,7 @@ class Hybrid:
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
             design, curvatures = self._prepare(reduced, inner, along)
             for block in self._blocks(inner, design.room):
-                problem = make_problem(inner.rows(block), design)
+                problem = make_problem(inner if len(block) == inner.shape[0] else inner.rows(block), design)
                 rows = reduced.rows[block]
                 start = None if dense is None else dense[block].to(problem.lower) / problem.weight_scale
                 patience = (
@@ -130,7 +130,7 @@ class Hybrid:
                 yield torch.tensor(block)
                 block = []
             block.extend(members)
-        yield torch.tensor(block)
+        yield torch.arange(rows) if len(block) == rows else torch.tensor(block)  # all of them in their own order
 
 
 def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Guess:

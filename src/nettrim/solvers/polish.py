@@ -42,7 +42,7 @@ _LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
 _UPHILL = 1e-9  # relative: what rounding adds
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
 _BY_ROW = (  # of a state
-    "rows", "costs", "u", "z", "signs", "gradient", "square", "t", "binding", "nu", "unsettled", "strayed"
+    "rows", "costs", "u", "z", "outside", "signs", "gradient", "square", "t", "binding", "nu", "unsettled", "strayed"
 )  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
@@ -110,6 +110,7 @@ class _State:
     costs: Tensor  # (rows, in)
     u: Tensor  # (rows, in)
     z: Tensor  # X u, (rows, samples)
+    outside: Tensor  # mask of the samples whose distance counts and is not zero, (rows, samples)
     signs: Tensor  # (rows, in)
     tau: Tensor  # (groups,)
     margin: Tensor  # by how much budgets are aimed at from inside, relative, (groups,)
@@ -166,9 +167,7 @@ def _parts(state: _State) -> Iterator[_State]:
         yield state.only(number == part)
 
 
-def _run(
-    state: _State, found: Polished, tolerance: float, max_steps: int, curvatures: Curvatures | None
-) -> int:
+def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curvatures: Curvatures | None) -> int:
     """The outer steps of some rows; the best of them go into `found`. Returns how many there were."""
     weight, dual, tau = found.weight, found.dual, found.tau
     objective, bound = found.objective, found.bound
@@ -177,8 +176,8 @@ def _run(
     while steps < max_steps and len(state.rows):
         steps += 1
         known = None if curvatures is None else curvatures.of(state.rows)
-        hopeless, changed = _advance(state, known)
-        value, proved, present = _assess(state)
+        hopeless, changed, soft = _advance(state, known)
+        value, proved, present = _assess(state, soft)
         groups = state.groups
         before = relative_gap(objective[groups], bound[groups])
         better, tighter = (value < objective[groups]) & ~hopeless, (proved > bound[groups]) & ~hopeless
@@ -216,6 +215,7 @@ def _begin(problem: Problem, guess: Guess) -> _State:
         costs=problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape),
         u=guess.u.clone(),
         z=z,
+        outside=soft != 0,
         signs=guess.u.sign(),
         tau=guess.tau.clone(),
         margin=zero + problem.margin,
@@ -232,8 +232,9 @@ def _begin(problem: Problem, guess: Guess) -> _State:
     )
 
 
-def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tensor]:
-    """One outer step: a mask of the groups that it gave up, and how many signs of each row changed."""
+def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tensor, Tensor]:
+    """One outer step: a mask of the groups that it gave up, how many signs of each row changed, and the distances that
+    count where it ended (rows, samples)."""
     problem = state.problem
     signs, u, z = state.signs, state.u, state.z
     lassos = _lassos(state, curvatures)
@@ -241,9 +242,10 @@ def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tens
     hopeless = _having(problem, lassos.hopeless)
     _take(state, lassos)
     state.z = problem.design.forward(state.u)
+    soft, _ = problem.distance(state.z)
     if problem.soft is None:
-        _shorten(state, u, z)
-    return hopeless, (signs != state.signs).sum(dim=1)
+        _shorten(state, u, z, soft)
+    return hopeless, (signs != state.signs).sum(dim=1), soft
 
 
 def _having(problem: Problem, rows: Tensor) -> Tensor:
@@ -253,30 +255,53 @@ def _having(problem: Problem, rows: Tensor) -> Tensor:
     return found
 
 
-def _assess(state: _State) -> tuple[Tensor, Tensor, Tensor]:
+def _assess(state: _State, soft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The objective of the present point after the cast and the bound that its multipliers prove, (groups,), and the
-    multipliers."""
+    multipliers. `soft` are its distances that count."""
     problem = state.problem
-    soft, _ = problem.distance(state.z)
-    state.square = (soft**2).sum(dim=1)
+    state.square, state.outside = (soft**2).sum(dim=1), soft != 0
     state.gradient = problem.design.back(-soft)
-    cast_soft, cast_hard = problem.distance(problem.design.forward(problem.cast(state.u)))
     present, pushed = _multipliers(state, soft)
     state.t = state.gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
     if pushed is not None:
         state.t = state.t + problem.design.back(pushed)
-    value, proved = judge(problem, state.u, cast_soft, cast_hard, present, state.t, state.costs)
+    squares, worst = _after_cast(state)
+    value, proved = _judge(problem, state.u, squares, worst, present, state.t, state.costs)
     if problem.epsilon is not None:  # what the cast breaks is aimed further inside
-        exact, cast = (problem.group_sum(squares).sqrt() for squares in (state.square, (cast_soft**2).sum(dim=1)))
+        exact, cast = (problem.group_sum(values).sqrt() for values in (state.square, squares))
         broken = (cast > problem.epsilon) & (exact <= problem.epsilon)
         state.margin = torch.where(broken, (state.margin * _FURTHER).clamp(max=_FURTHEST), state.margin)
     return value, proved, present
 
 
+def _after_cast(state: _State) -> tuple[Tensor, Tensor]:
+    """`misses` of the present point after the cast; of groups that are over their budget before it, those squares."""
+    problem = state.problem
+    squares, worst = state.square, torch.zeros_like(state.square)
+    within = torch.ones(problem.rows, dtype=torch.bool, device=squares.device)
+    if problem.epsilon is not None:
+        within = (problem.group_sum(squares).sqrt() <= problem.epsilon)[problem.groups]
+    rows = within.nonzero()[:, 0]
+    if len(rows) == problem.rows:
+        return misses(problem, state.u)
+    if len(rows):
+        there = misses(problem.select(rows), state.u[rows])
+        squares, worst = (old.index_copy(0, rows, new) for old, new in zip((squares, worst), there, strict=True))
+    return squares, worst
+
+
+def misses(problem: Problem, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weights u (rows, in) after the cast: each row's sum of squared distances that count, and by how much it
+    misses the worst of the bounds that must hold."""
+    soft, hard = problem.distance(problem.design.forward(problem.cast(u)))
+    worst = hard.abs().amax(dim=1) if problem.soft is not None else torch.zeros(len(u), dtype=u.dtype, device=u.device)
+    return (soft**2).sum(dim=1), worst
+
+
 def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     """The rows' quadratics as they are now: samples that count, working sets, gradients."""
-    problem, z = state.problem, state.z
-    active = (z > problem.upper) | (z < problem.lower) | (problem.lower == problem.upper)
+    problem = state.problem
+    active = state.outside | (problem.lower == problem.upper)
     if problem.soft is not None:
         active &= problem.soft
     wanted = _wanted(state, _NEAR_AT_FIRST if state.curvatures is None else _NEAR)
@@ -320,33 +345,34 @@ def _watch(state: _State, lassos: Lassos, held: Tensor, soft: Tensor) -> None:
     lassos.bind(near, watched, watched & held.gather(1, near), edge, pull, margin)
 
 
-def _shorten(state: _State, u: Tensor, z: Tensor) -> None:
-    """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill.
+def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor) -> None:
+    """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill; `soft`, the
+    distances (rows, samples), with it.
 
     Other samples count at its end than in the quadratic, so half the squared distance plus tau |u| may grow; from the
     start towards the minimum of the quadratic it falls at first.
     """
-    problem, costs = state.problem, state.costs
-    tau = state.tau[problem.groups]
-    whole_u, whole_z = state.u, state.z
-
-    def value(weight: Tensor, response: Tensor) -> Tensor:
-        outside = response - response.clamp(problem.lower, problem.upper)
-        return 0.5 * (outside**2).sum(dim=1) + tau * _penalty(weight, costs)
-
-    best = value(whole_u, whole_z)
-    uphill = best > value(u, z) * (1 + _UPHILL)
-    if not bool(uphill.any()):
+    problem, tau = state.problem, state.tau[state.problem.groups]
+    whole = 0.5 * (soft**2).sum(dim=1) + tau * _penalty(state.u, state.costs)
+    start = 0.5 * state.square + tau * _penalty(u, state.costs)
+    rows = (whole > start * (1 + _UPHILL)).nonzero()[:, 0]
+    if not len(rows):
         return
-    best, share = torch.where(uphill, torch.inf, best), torch.ones_like(best)
+    weights, responses = ((before[rows], after[rows]) for before, after in ((u, state.u), (z, state.z)))
+    lower, upper, tau, costs = (values[rows] for values in (problem.lower, problem.upper, tau, state.costs))
+
+    def at(share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, response = torch.lerp(*weights, share), torch.lerp(*responses, share)
+        return weight, response, response - response.clamp(lower, upper)
+
+    best, share = torch.full_like(tau, torch.inf), torch.ones_like(tau)
     for part in _SHARES:
-        there = value(torch.lerp(u, whole_u, part), torch.lerp(z, whole_z, part))
-        share, best = torch.where(uphill & (there < best), part, share), torch.minimum(there, best)
-    share = share[uphill, None]
-    state.u, state.z = whole_u.clone(), whole_z.clone()
-    state.u[uphill] = torch.lerp(u[uphill], whole_u[uphill], share)
-    state.z[uphill] = torch.lerp(z[uphill], whole_z[uphill], share)
-    state.signs[uphill] = torch.where(costs[uphill] == 0, 0.0, state.u[uphill].sign())
+        weight, _, distance = at(tau.new_tensor(part))
+        there = 0.5 * (distance**2).sum(dim=1) + tau * _penalty(weight, costs)
+        share, best = torch.where(there < best, part, share), torch.minimum(there, best)
+    state.u, state.z = state.u.clone(), state.z.clone()
+    state.u[rows], state.z[rows], soft[rows] = at(share[:, None])
+    state.signs[rows] = torch.where(costs == 0, 0.0, state.u[rows].sign())
 
 
 def _take(state: _State, lassos: Lassos) -> None:
@@ -372,11 +398,21 @@ def _multipliers(state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
     return dual, None
 
 
-def judge(
-    problem: Problem, u: Tensor, soft: Tensor, hard: Tensor, dual: Tensor, t: Tensor, costs: Tensor
+def judged(problem: Problem, weight: Tensor, dual: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """Objective and bound of each group of an l1 problem, of the weights as they will be cast; `pull` is X'r."""
+    assert isinstance(problem.penalty, L1)
+    costs = problem.penalty.full(weight).expand(weight.shape)
+    return _judge(problem, weight, *misses(problem, weight), dual, pull, costs)
+
+
+def _judge(
+    problem: Problem, u: Tensor, squares: Tensor, worst: Tensor, dual: Tensor, t: Tensor, costs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate."""
-    squares = problem.group_sum((soft**2).sum(dim=1))
+    """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate.
+
+    `squares` and `worst` (rows,) are the `misses` of u; `t` is X' of the multipliers.
+    """
+    squares = problem.group_sum(squares)
     value = _penalty(u, costs)
     support = support_value(dual, problem.lower, problem.upper, dim=1)
     gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
@@ -395,8 +431,7 @@ def judge(
         bound = problem.group_sum(scale * support) - problem.epsilon * problem.group_sum((scale * ball) ** 2).sqrt()
         feasible = squares.sqrt() <= problem.epsilon * (1 + 1e-12)
     if problem.soft is not None:
-        worst = torch.zeros_like(objective).scatter_reduce(0, problem.groups, hard.abs().amax(dim=1), "amax")
-        feasible &= worst <= MET
+        feasible &= torch.zeros_like(objective).scatter_reduce(0, problem.groups, worst, "amax") <= MET
     return torch.where(feasible, objective, torch.inf), bound.clamp(min=0)
 
 

@@ -11,47 +11,64 @@ from nettrim.programs import Program, group_sums
 
 
 @dataclass(frozen=True, eq=False)
+class Zero:
+    """How far zero weights are from the bounds; it depends on no epsilon."""
+
+    squares: Tensor  # (out,) float64, sums of the squared distances that count
+    worst: Tensor | None  # (out,) the largest distance of those that must vanish; None: all count
+
+
+@dataclass(frozen=True, eq=False)
 class Reduced:
     """The program that is left, and where its rows and columns sit in the whole one; None when nothing is left."""
 
     program: Program | None
     rows: Tensor  # indices of the rows kept
     columns: Tensor  # indices of the columns kept
+    zero: Zero
 
 
 def presolve(program: Program, memory: int | None = None, before: Reduced | None = None) -> Reduced:
     """Drop columns of zeros and rows whose zero weights are optimal.
 
     Columns stay where a copy of the inputs without them would take more than half of `memory` bytes. `before` is what
-    a program with the same inputs was reduced to: its columns, and its copy of the inputs, serve again.
+    a program with the same inputs and bounds was reduced to: its columns, and its copy of the inputs, serve again.
 
     A row at distance zero with zero weights costs nothing and uses nothing of a shared budget, so it is optimal
     whatever the others do; a whole budget group within eps at zero is too.
     """
-    lower, upper = program.lower, program.upper
-    gap = (lower.clamp(min=0) + upper.clamp(max=0)).to(torch.float64)  # distance of zero to the box
-    squares = (gap**2).sum(dim=0)
-    zero = squares == 0
+    distances = _at_zero(program) if before is None else before.zero
+    met = distances.squares == 0
+    if distances.worst is not None:
+        met &= distances.worst == 0
     if program.epsilon is not None:
-        hard = program.hard()
-        tight = torch.zeros_like(gap) if hard is None else gap * hard.to(gap.dtype)
-        soft_squares, hard_worst = ((gap - tight) ** 2).sum(dim=0), tight.abs().amax(dim=0)
-        total = group_sums(soft_squares, program.groups.to(squares.device), program.group_count)
-        worst = torch.zeros_like(total).scatter_reduce(0, program.groups.to(total.device), hard_worst, "amax")
-        whole = (total <= program.epsilon.to(total) ** 2) & (worst == 0)
-        zero |= whole[program.groups.to(whole.device)]
-    if program.penalty.couples_rows and not bool(zero.all()):
-        zero = torch.zeros_like(zero)
-    rows = (~zero).nonzero()[:, 0]
+        total = group_sums(distances.squares, program.groups.to(met.device), program.group_count)
+        whole = total <= program.epsilon.to(total) ** 2
+        if distances.worst is not None:
+            worst = torch.zeros_like(total).scatter_reduce(0, program.groups.to(met.device), distances.worst, "amax")
+            whole &= worst == 0
+        met |= whole[program.groups.to(met.device)]
+    if program.penalty.couples_rows and not bool(met.all()):
+        met = torch.zeros_like(met)
+    rows = (~met).nonzero()[:, 0]
     columns = _used(program.inputs, memory).nonzero()[:, 0] if before is None else before.columns
     if not len(rows) or not len(columns):
-        return Reduced(None, rows, columns)
-    kept = program.rows(rows) if len(rows) < len(zero) else program
+        return Reduced(None, rows, columns, distances)
+    kept = program.rows(rows) if len(rows) < len(met) else program
     if len(columns) < program.inputs.shape[1]:
         known = None if before is None or before.program is None else before.program.inputs
         inputs = kept.inputs[:, columns] if known is None else known
         kept = replace(kept, inputs=inputs, penalty=kept.penalty.columns(columns))
-    return Reduced(kept, rows, columns)
+    return Reduced(kept, rows, columns, distances)
+
+
+def _at_zero(program: Program) -> Zero:
+    gap = (program.lower.clamp(min=0) + program.upper.clamp(max=0)).to(torch.float64)
+    hard = None if program.epsilon is None else program.hard()
+    if hard is None:
+        return Zero(gap.square_().sum(dim=0), None)
+    tight = gap * hard.to(gap.dtype)
+    return Zero(gap.sub_(tight).square_().sum(dim=0), tight.abs_().amax(dim=0))
 
 
 def _used(inputs: Tensor, memory: int | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs import group_sums
 from nettrim.programs.penalties import L1
-from nettrim.solvers.polish import judge, relative_gap
+from nettrim.solvers.polish import judged, relative_gap
 from nettrim.solvers.problem import Problem
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Best:
             trial = torch.where(kept, path.weight, 0.0) * path.size[path.groups][:, None]
             if cut == 1:
                 self.vertex[path.rows] = trial
-            found, proved = _judged(problem, trial, dual, pull)
+            found, proved = judged(problem, trial, dual, pull)
             weight = torch.where((value == torch.inf)[path.groups][:, None], trial, weight)
             value = torch.where(value == torch.inf, found, value)
             if bool((value < torch.inf).all()):
@@ -80,7 +80,7 @@ class Best:
         problem = self.problem
         self.weight, self.vertex, self.tau = part.weight, part.vertex, part.tau
         self.dual[:, samples], self.binding[:, samples] = part.dual, part.binding
-        self.objective, self.bound = _judged(problem, self.weight, self.dual, problem.design.back(self.dual))
+        self.objective, self.bound = judged(problem, self.weight, self.dual, problem.design.back(self.dual))
 
     def take(self, part: Best, groups: Tensor, rows: Tensor) -> None:
         """What was found for some groups, and their rows."""
@@ -89,11 +89,3 @@ class Best:
         for name in ("objective", "bound", "tau"):
             getattr(self, name)[groups] = getattr(part, name)
         self.work += part.work
-
-
-def _judged(problem: Problem, weight: Tensor, dual: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-    """Objective and bound of each group, of the weights as they will be cast; `pull` is X'r."""
-    assert isinstance(problem.penalty, L1)
-    costs = problem.penalty.full(weight).expand(weight.shape)
-    soft, hard = problem.distance(problem.design.forward(problem.cast(weight)))
-    return judge(problem, weight, soft, hard, dual, pull, costs)
