@@ -26,11 +26,24 @@ def test_networks_are_judged_at_the_papers_pruning_alone(accuracy, tuned, hptd, 
         ("one", "b", "NT"): _run(50.0, 10.0, 10.0, 99.0),  # prunes less: not to be compared
         ("one", "b", "NT P"): _run(70.2, accuracy, tuned, hptd),
         ("two", "a", "NT"): _run(69.6, 94.5, 95.5, 95.0),  # prunes as much to begin with
-        ("two", "a", "ours D"): _run(80.0, 10.0, 10.0, 99.0),
+        ("two", "a", "ours D"): _run(80.0, 10.0, 10.0, 99.0),  # at no pruning that was asked for
     }
     claims = at_their_pruning(found, _PAPER)
     assert tuple(claim.holds for claim in claims) == holds
     assert "70.2 % pruned" in claims[0].evidence and "69.6 % pruned" in claims[0].evidence
+
+
+def test_our_default_is_judged_there_too_and_by_itself():
+    found = {
+        ("one", "b", "NT P"): _run(70.2, 93.0, 94.0, 95.0),
+        ("one", "b", "ours P"): {"pruning": 70.4, "accuracy": 94.2, "tuned accuracy": 94.9},
+        ("two", "a", "ours S"): {"pruning": 70.1, "accuracy": 94.0, "tuned accuracy": 95.0},  # as NT does already
+        ("two", "b", "ours S"): {"pruning": 60.0, "accuracy": 10.0, "tuned accuracy": 10.0},
+    }
+    claims = at_their_pruning(found, _PAPER)
+    assert [claim.holds for claim in claims] == [False, False, False, True, False]
+    assert all("by our default" in claim.text for claim in claims[3:])
+    assert "in 2 of 2" in claims[3].evidence and "in 1 of 2" in claims[4].evidence
 
 
 def test_without_such_networks_nothing_is_claimed():
