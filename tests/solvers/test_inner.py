@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nettrim import Program
-from nettrim.solvers import inner
+from nettrim.solvers import bordered, inner
 from nettrim.solvers.curvature import extended, nothing_known
 from nettrim.solvers.inner import Lassos, padded, places
 from nettrim.solvers.problem import make_problem
@@ -110,23 +110,23 @@ def test_padding():
 @pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard samples"])
 def test_bordering_changes_nothing(monkeypatch, hard, room):
     """Supports and held samples that change a little, step by step: the same with a factor made anew every time."""
-    bordered, *_ = ragged(hard)
+    going_on, *_ = ragged(hard)
     anew, *_ = ragged(hard)
     generator = torch.Generator().manual_seed(1)
-    monkeypatch.setattr(inner, "_SMALLEST_BORDERED", 4)
-    bordered.design = replace(bordered.design, room=room)
+    monkeypatch.setattr(bordered, "_SMALLEST", 4)
+    going_on.design = replace(going_on.design, room=room)
     calls = []
-    change = inner.Factored.change
-    monkeypatch.setattr(inner.Factored, "change", lambda *arguments: calls.append(1) or change(*arguments))
+    change = bordered.Factored.change
+    monkeypatch.setattr(bordered.Factored, "change", lambda *arguments: calls.append(1) or change(*arguments))
     for _ in range(4):
-        for lassos, share in ((anew, -1.0), (bordered, 0.5)):
-            monkeypatch.setattr(inner, "_BORDER", share)
+        for lassos, share in ((anew, -1.0), (going_on, 0.5)):
+            monkeypatch.setattr(bordered, "_BORDER", share)
             lassos.solve(torch.arange(ROWS))
         for name in ("v0", "v1", "q0", "q1", "nu0", "nu1", "coefficients"):
-            assert torch.allclose(getattr(bordered, name), getattr(anew, name), rtol=1e-7, atol=1e-7), name
+            assert torch.allclose(getattr(going_on, name), getattr(anew, name), rtol=1e-7, atol=1e-7), name
         flips = torch.rand(anew.signs.shape, generator=generator) < 0.05
         joins = torch.rand(anew.held.shape, generator=generator) < 0.1
-        for lassos in (anew, bordered):
+        for lassos in (anew, going_on):
             lassos.signs = torch.where(flips & lassos.real, 1.0 - lassos.signs.abs(), lassos.signs)
             lassos.held = torch.where(joins & lassos.watched, ~lassos.held, lassos.held)
     assert bool(calls) == bool(room)

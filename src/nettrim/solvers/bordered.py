@@ -20,6 +20,9 @@ from torch import Tensor
 
 from nettrim.solvers.cholesky import solve_factored
 
+_BORDER = 0.25  # changes of a row's members, of what was factored, up to which the factor is bordered ...
+_SMALLEST = 80  # ... from this size on; smaller systems cost less than the bordering
+_KINDS = {"cpu"}  # of devices where that pays: others factor many systems as fast as one
 _EXACT = 1e-9  # relative: by how much an answer may miss the equations of what came; more, and a new factor is due
 
 
@@ -102,3 +105,51 @@ class Factored:
         solution = torch.zeros_like(equations.right)
         solution.index_copy_(1, members, point.index_fill(1, gone, 0.0))
         return solution.index_copy_(1, came, forces)
+
+
+class Factors:
+    """What was factored last of rows with padded members, as long as there is room for it."""
+
+    def __init__(self, room: int, real: Tensor, near: Tensor, watched: Tensor) -> None:
+        """Nothing is known yet.
+
+        room: bytes. The masks `real` (rows, features) and `watched` (rows, near) say which entries are no padding;
+        `near` (rows, near) are the hard samples, index into all of them.
+        """
+        self.room, self.near = room, near
+        self.counts = list(zip(real.sum(dim=1).tolist(), watched.sum(dim=1).tolist(), strict=True))
+        self.width = real.shape[1]
+        self.known: dict[int, Factored] = {}
+        self.members: dict[int, Tensor] = {}  # of these, as index without padding, ...
+        self.masks = torch.zeros_like(torch.cat([real, watched], dim=1))  # ... as mask with it, ...
+        self.sizes = torch.full((len(real),), -1, device=real.device)  # ... and how many; -1 where nothing is known
+        self.bytes = 0
+
+    def welcomes(self, size: int) -> bool:
+        """Whether systems of this size are worth keeping here."""
+        return size >= _SMALLEST and self.masks.device.type in _KINDS
+
+    def keep(self, row: int, factored: Factored) -> None:
+        """Keep a row's factor, in place of an older one, while there is room."""
+        before = self.known.pop(row, None)
+        self.bytes += factored.factor.nbytes - (0 if before is None else before.factor.nbytes)
+        features, watched = self.counts[row]
+        members = factored.members(features, self.near[row, :watched]) if self.bytes <= self.room else None
+        self.sizes[row] = -1
+        if members is None:
+            self.bytes -= factored.factor.nbytes
+            return
+        self.known[row], self.members[row] = factored, members
+        self.sizes[row], self.masks[row] = len(members), False
+        self.masks[row, torch.where(members < features, members, members - features + self.width)] = True
+
+    def near_to(self, rows: Tensor, wanted: Tensor) -> Tensor:
+        """Mask of the rows (index) of which something is known and whose members are to be little else, the mask
+        `wanted` (rows, features + near)."""
+        return (wanted != self.masks[rows]).sum(dim=1) <= _BORDER * self.sizes[rows]
+
+    def change(self, row: int, equations: Equations, wanted: Tensor) -> Tensor | None:
+        """`Factored.change` of a row of which something is known; `wanted` is its mask with padding."""
+        features, watched = self.counts[row]
+        taking_part = torch.cat([wanted[:features], wanted[self.width : self.width + watched]])
+        return self.known[row].change(equations, self.members[row], taking_part)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from nettrim.solvers.bordered import Equations, Factored
+from nettrim.solvers.bordered import Equations, Factored, Factors
 from nettrim.solvers.cholesky import solve_factored
 from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
@@ -20,9 +21,6 @@ from nettrim.solvers.design import Design
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
-_BORDER = 0.25  # changes of a support, of what was factored, up to which the factor is bordered ...
-_SMALLEST_BORDERED = 80  # ... from this size on; smaller systems cost less than the bordering
-_BORDERING = {"cpu"}  # kinds of devices where that pays: others factor many systems as fast as one
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
 _WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
 _BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
@@ -62,12 +60,6 @@ class Lassos:
         self.margin = self.constant
         # X of the watched samples of each row, (near, features)
         self.around = [curvature.gram[:0] for curvature in curvatures]
-        self.factored: dict[int, Factored] = {}  # of rows, what was factored last
-        self.kept = 0  # bytes of these
-        self.members: dict[int, Tensor] = {}  # and their places among features and watched samples: as index, ...
-        self.factored_members = torch.zeros_like(self.real)  # ... as mask, (rows, features + near), ...
-        self.factored_size = torch.full_like(self.size, -1)  # ... and how many
-        self.recalled = False
 
     @property
     def rows(self) -> int:
@@ -105,10 +97,17 @@ class Lassos:
         self.held, self.began = held.clone(), held
         self.nu, self.nu0, self.nu1 = (torch.zeros_like(edge) for _ in range(3))
 
+    @cached_property
+    def factors(self) -> Factors:
+        """What was factored last; at first, with what the rows watch then, what their curvatures came with."""
+        factors = Factors(self.design.factor_bytes, self.real, self.near, self.watched)
+        for row, curvature in enumerate(self.curvatures):
+            if curvature.factored is not None:
+                factors.keep(row, curvature.factored)
+        return factors
+
     def solve(self, rows: Tensor) -> None:
         """v = v0 - tau v1 for the present signs of some rows (index), and the coefficients of the squared distance."""
-        if not self.recalled:
-            self._recall()
         support = (self.signs[rows] != 0) | self.free[rows]
         self.size[rows] = size = support.sum(dim=1)
         self.v0[rows], self.v1[rows] = 0.0, 0.0
@@ -130,18 +129,15 @@ class Lassos:
         """Solve those of some rows (index) in the mask `wanted` whose supports (rows, features) and held samples differ
         little from what was factored; the places of those solved."""
         members = torch.cat([support, self.held[rows]], dim=1)
-        few = wanted & ((members != self.factored_members[rows]).sum(dim=1) <= _BORDER * self.factored_size[rows])
-        index = few.nonzero()[:, 0]
+        index = (wanted & self.factors.near_to(rows, members)).nonzero()[:, 0]
         numbers, done = rows[index], []
         sides = torch.stack([self.linear[numbers], (self.costs * self.signs)[numbers]], dim=1)
         edges = torch.stack([self.edge[numbers], torch.zeros_like(self.edge[numbers])], dim=1)
-        width = support.shape[1]
         for number, (place, row) in enumerate(zip(index.tolist(), numbers.tolist(), strict=True)):
             near, features = self.around[row].shape
             right = torch.cat([sides[number, :, :features], edges[number, :, :near]], dim=1)
-            taking_part = torch.cat([members[place, :features], members[place, width : width + near]])
             equations = Equations(self.curvatures[row].gram, self.around[row], right)
-            found = self.factored[row].change(equations, self.members[row], taking_part)
+            found = self.factors.change(row, equations, members[place])
             if found is not None:
                 done.append(place)
                 self.v0[row, :features], self.v1[row, :features] = found[:, :features]
@@ -173,40 +169,17 @@ class Lassos:
         sides = right.new_zeros(count, 2, support.shape[1])
         sides.scatter_add_(2, inside[:, None].expand(-1, 2, -1), solution.mT)  # padding adds zero
         self.v0[rows], self.v1[rows] = sides.unbind(dim=1)
-        if self.design.device.type in _BORDERING and len(system[0]) >= _SMALLEST_BORDERED:
+        if self.factors.welcomes(len(system[0])):
             taking_part = torch.cat([real, binds], dim=1)
             for place, (row, index) in enumerate(zip(numbers, chosen, strict=True)):
                 samples = self.near[row][held[place]]
                 spots = None if bool(taking_part[place].all()) else taking_part[place].nonzero()[:, 0]
                 ours = None if pivots is None else pivots[place]
-                self._remember(row, Factored(index, samples, factor[place], ours, spots))
-
-    def _remember(self, row: int, factored: Factored) -> None:
-        """Keep a row's factor while there is room."""
-        before = self.factored.pop(row, None)
-        self.kept += factored.factor.nbytes - (0 if before is None else before.factor.nbytes)
-        near, features = self.around[row].shape
-        members = factored.members(features, self.near[row, :near]) if self.kept <= self.design.factor_bytes else None
-        self.factored_size[row] = -1
-        if members is None:
-            self.kept -= factored.factor.nbytes
-            return
-        self.factored[row], self.members[row] = factored, members
-        width = self.real.shape[1]
-        self.factored_size[row], self.factored_members[row] = len(members), False
-        self.factored_members[row, torch.where(members < features, members, members - features + width)] = True
-
-    def _recall(self) -> None:
-        """Take up the factors that the rows' curvatures came with."""
-        self.recalled = True
-        self.factored_members = torch.cat([torch.zeros_like(self.real), torch.zeros_like(self.held)], dim=1)
-        for row, curvature in enumerate(self.curvatures):
-            if curvature.factored is not None:
-                self._remember(row, curvature.factored)
+                self.factors.keep(row, Factored(index, samples, factor[place], ours, spots))
 
     def curvature(self, row: int) -> Curvature:
         """That of a row, with what was factored last."""
-        return replace(self.curvatures[row], factored=self.factored.get(row))
+        return replace(self.curvatures[row], factored=self.factors.known.get(row))
 
     def _expand(self, rows: Tensor) -> None:
         """What the multipliers of features and the squared distance are at the solutions of some rows (index)."""
