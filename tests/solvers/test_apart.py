@@ -94,3 +94,23 @@ def test_rows_that_stay_out_of_the_joint_polish(constraint, alone, off):
     soft, hard = problem.distance(problem.design.forward(answer.weight))
     assert float(soft.norm()) <= float(problem.epsilon[0])
     assert float(hard.abs().max()) <= 1e-10
+
+
+@pytest.mark.parametrize("strayed", [[], [2], [0, 3], [0, 1, 2, 3, 4]], ids=str)
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+@pytest.mark.parametrize("tau", [0.01, 1.0, 100.0], ids=str)
+def test_whichever_rows_strayed_the_joint_optimum_is_found(constraint, strayed, tau):
+    given = program(constraint, seed=1)
+    problem = make_problem(given)
+    expected = solve(given, 1e-7).certificate.objective
+    before = solve(replace(given, epsilon=1.1 * given.epsilon), 1e-7)
+    u, dual = (before.weight / problem.weight_scale, before.dual.T / problem.dual_scale)
+    start = Guess(u, dual, binding(problem, dual, u), torch.full((1,), tau, dtype=torch.float64))
+    mask = torch.zeros(5, dtype=torch.bool)
+    mask[strayed] = True
+    found, work = solve_apart(problem, start, 1e-5, strayed=mask)
+    assert float(found.gap) <= 1e-5 and work > 0
+    assert float((found.weight * problem.weight_scale).abs().sum()) == pytest.approx(expected, rel=3e-5)
+    soft, hard = problem.distance(problem.design.forward(found.weight))
+    assert float(soft.norm()) <= float(problem.epsilon[0])
+    assert float(hard.abs().max()) <= 1e-10

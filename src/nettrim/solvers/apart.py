@@ -1,10 +1,12 @@
 """A joint budget, row by row: for a given multiplier of the budget its rows are programs of their own.
 
-With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. A row on which the
-joint polish fails is solved there by the interior-point method alone, and not with all the others on its back. The
-distance of all rows together grows with tau, so the tau at which it is the budget is the root of one scalar equation.
-Near it the joint polish, from the vertices of all rows, hits it exactly. Rows without a vertex that it could keep to
-stay out of it, with what they need of the budget; the answer is off by the square of how far tau moved meanwhile.
+With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. Rows for which a joint
+polish waited in vain are solved there by the interior-point method, and the others are polished without them. Where
+that is not enough all are solved at one tau after another, those on which the polish fails by the interior-point
+method alone, and not with all the others on its back. The distance of all rows together grows with tau, so the tau at
+which it is the budget is the root of one scalar equation. Near it the joint polish, from the vertices of all rows, hits
+it exactly. Rows without a vertex that it could keep to stay out of it, with what they need of the budget; the answer is
+off by the square of how far tau moved meanwhile.
 """
 
 from __future__ import annotations
@@ -30,15 +32,24 @@ _INSIDE = 4.0  # margins inside the budget at which the root is looked for
 
 
 def solve_apart(
-    problem: Problem, guess: Guess, tolerance: float, curvatures: Curvatures | None = None
+    problem: Problem,
+    guess: Guess,
+    tolerance: float,
+    curvatures: Curvatures | None = None,
+    strayed: Tensor | None = None,
 ) -> tuple[Polished, float]:
     """Solve one budget group of an l1 `problem` with an epsilon; and the work in products of the inputs with all rows.
 
-    `guess` is where its rows may be near, and its tau the first that is tried. `curvatures` is as in `polish`.
+    `guess` is where its rows may be near, and its tau the first that is tried. `curvatures` is as in `polish`;
+    `strayed` (rows,) bool are the rows for which a joint polish waited in vain.
     """
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
     root, gemms, found, stale = _Root(), 0.0, None, 0
+    if strayed is not None and 0 < int(strayed.sum()) < problem.rows:
+        found, gemms = _without(problem, guess, strayed.nonzero()[:, 0], tolerance, curvatures)
+        if bool(found.gap <= AIM * tolerance):
+            return found, gemms
     for number in range(_ROUNDS):
         before = torch.inf if found is None else float(found.gap)
         solved = _rows(problem, guess, tolerance, curvatures)
@@ -86,6 +97,16 @@ class _Root:
         if math.isfinite(self.low[0]) and math.isfinite(self.high[0]) and not self.low[0] < there < self.high[0]:
             there = (self.low[0] + self.high[0]) / 2
         return math.exp(there)
+
+
+def _without(
+    problem: Problem, guess: Guess, strayed: Tensor, tolerance: float, curvatures: Curvatures | None
+) -> tuple[Polished, float]:
+    """The joint polish once more, from `guess`, without the rows (index) that it waited for in vain; and the work."""
+    central = _on_paths(_at(problem.select(strayed), guess.tau), guess.u[strayed], tolerance)
+    near = _with(problem, guess, strayed, central.guess.u, central.guess.dual)
+    found, gemms = _together(problem, near, strayed, _judged(problem, near), tolerance, curvatures)
+    return found, gemms + central.gemms * len(strayed) / problem.rows
 
 
 def _together(

@@ -110,6 +110,7 @@ class _Block:
         self.ending = [Ending.SOLVED] * count
         self._state: admm.Admm | None = None
         self.seen: Guess | None = None  # where the last polish of an l1 problem began, and the tau at which it ended
+        self.strayed: Tensor | None = None  # the rows that strayed there, (rows,) bool
         self.rows = torch.arange(problem.rows)  # rows of the block that the state holds, or will
         self.groups = torch.arange(count)  # groups of the block that the state holds
 
@@ -209,7 +210,8 @@ class _Block:
         for group in (self.open & several & (epsilon.cpu() > 0)).nonzero()[:, 0].tolist():
             rows = (self.problem.groups == group).nonzero()[:, 0].cpu()
             part, known = self.problem.select(rows), self.curvatures.of(rows)
-            found, work = solve_apart(part, self._seen(rows, group), self.tolerance, known)
+            strayed = None if self.strayed is None else self.strayed[torch.searchsorted(self.rows, rows)]
+            found, work = solve_apart(part, self._seen(rows, group), self.tolerance, known, strayed)
             self._keep(found, rows, torch.tensor([group]))
             gemms += work * len(rows) / self.problem.rows
         self._close()
@@ -246,6 +248,7 @@ class _Block:
     def _see(self, guess: Guess, found: Polished) -> None:
         """Remember where a polish began, and the tau at which it ended."""
         self.seen = guess if found.tau is None else replace(guess, tau=found.tau)
+        self.strayed = found.strayed
 
     def _seen(self, rows: Tensor, group: int) -> Guess:
         """What was remembered of a group of the block, whose rows are given."""

@@ -75,6 +75,7 @@ class Polished:
     bound: Tensor  # (groups,) that `dual` proves, at least 0
     steps: int
     tau: Tensor | None = None  # (groups,) of the last step
+    strayed: Tensor | None = None  # (rows,) bool: a joint budget waited for them in vain
 
     @property
     def gap(self) -> Tensor:
@@ -147,7 +148,8 @@ def polish(
     """
     objective = problem.lower.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
-    found = Polished(guess.u.clone(), objective, guess.dual.clone(), bound, 0, guess.tau.clone())
+    strayed = torch.zeros(problem.rows, dtype=torch.bool, device=bound.device)
+    found = Polished(guess.u.clone(), objective, guess.dual.clone(), bound, 0, guess.tau.clone(), strayed)
     steps = [_run(part, found, tolerance, max_steps, curvatures) for part in _parts(_begin(problem, guess))]
     return replace(found, steps=max(steps))
 
@@ -170,8 +172,8 @@ def _parts(state: _State) -> Iterator[_State]:
 def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curvatures: Curvatures | None) -> int:
     """The outer steps of some rows; the best of them go into `found`. Returns how many there were."""
     weight, dual, tau = found.weight, found.dual, found.tau
-    objective, bound = found.objective, found.bound
-    assert tau is not None
+    objective, bound, strayed = found.objective, found.bound, found.strayed
+    assert tau is not None and strayed is not None
     steps = 0
     while steps < max_steps and len(state.rows):
         steps += 1
@@ -182,7 +184,7 @@ def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curva
         before = relative_gap(objective[groups], bound[groups])
         better, tighter = (value < objective[groups]) & ~hopeless, (proved > bound[groups]) & ~hopeless
         objective[groups[better]], bound[groups[tighter]] = value[better], proved[tighter]
-        tau[groups] = state.tau
+        tau[groups], strayed[state.rows] = state.tau, state.strayed
         rows_better, rows_tighter = better[state.problem.groups], tighter[state.problem.groups]
         weight[state.rows[rows_better]] = state.u[rows_better]
         dual[state.rows[rows_tighter]] = present[rows_tighter]
