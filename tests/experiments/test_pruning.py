@@ -38,6 +38,20 @@ def test_the_search_follows_a_measure_that_falls():
     assert 900 * 0.95 <= found.value <= 900
 
 
+@pytest.mark.parametrize(
+    ("power", "target", "start"), [(-0.1, 115.0, 1.0), (0.1, 90.0, 1.0), (-3.0, 40.0, 1.0)], ids=str
+)
+def test_a_measure_that_moves_little_or_much_is_met_in_three_attempts(power, target, start):
+    tried = []
+
+    def attempt(epsilon):
+        tried.append(epsilon)
+        return law(power)(epsilon)
+
+    found = seek(attempt, lambda made: made.value, target, start, rising=power > 0, within=0.05, most=4)
+    assert len(tried) <= 3 and target * 0.95 <= found.value <= target
+
+
 def test_with_few_attempts_the_best_that_keeps_the_target_is_taken():
     tried = []
 

@@ -99,6 +99,8 @@ def seek(
     after `most` attempts; the best attempt that does not exceed the target is returned, else the nearest one.
     """
     low = high = None  # the nearest (log epsilon, log measure) on either side of the epsilon that is looked for
+    slope = 1.0 if rising else -1.0  # of the one in the other
+    before: tuple[float, float] | None = None
     goal = math.log(max(target * (1 - within / 2), 1e-12))  # the margin's middle
     at = math.log(start)
     best: tuple[bool, float, Pruned] | None = None
@@ -112,13 +114,16 @@ def seek(
         if not over and value >= target * (1 - within):
             break
         here = at, math.log(max(value, 1e-12))
+        if before is not None:
+            rise = (here[1] - before[1]) / (here[0] - before[0])
+            slope = rise if rise * slope > 0 else slope
+        before = here
         if over == rising:
             high = here if high is None else min(high, here)
         else:
             low = here if low is None else max(low, here)
         if low is None or high is None:
-            pull = goal - here[1]
-            step = max(-2.3, min(2.3, pull if rising else -pull))
+            step = max(-2.3, min(2.3, (goal - here[1]) / slope))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
         else:  # on the line between both, not too near to either
             share = (goal - low[1]) / (high[1] - low[1]) if high[1] != low[1] else 0.5
