@@ -37,7 +37,7 @@ def test_our_default_is_judged_there_too_and_by_itself():
     found = {
         ("one", "b", "NT P"): _run(70.2, 93.0, 94.0, 95.0),
         ("one", "b", "ours P"): {"pruning": 70.4, "accuracy": 94.2, "tuned accuracy": 94.9},
-        ("two", "a", "ours S"): {"pruning": 70.1, "accuracy": 94.0 - 1e-13, "tuned accuracy": 95.0},  # as NT does already
+        ("two", "a", "ours S"): {"pruning": 70.1, "accuracy": 94 - 1e-13, "tuned accuracy": 95.0},  # as NT already
         ("two", "b", "ours S"): {"pruning": 60.0, "accuracy": 10.0, "tuned accuracy": 10.0},
     }
     claims = at_their_pruning(found, _PAPER)
