@@ -80,3 +80,13 @@ def test_symmetric_products_in_blocks(width):
     product = symmetric_product(left, 2.0 * left)
     assert width < 100 or torch.equal(product, product.T)
     torch.testing.assert_close(product, 2.0 * (left.T @ left), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("samples", "rank"), [(40, 12), (40, 5), (7, 12)])
+def test_independent_inputs_are_counted(samples: int, rank: int) -> None:
+    """As many as the rank, whatever the inputs' scales."""
+    generator = torch.Generator().manual_seed(0)
+    factors = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((samples, rank), (rank, 12)))
+    inputs = torch.linalg.multi_dot(list(factors)) * torch.logspace(-7, 7, 12, dtype=torch.float64)
+    design = make_design(inputs, torch.float64)
+    assert design.independent == min(samples, rank) == int(torch.linalg.matrix_rank(inputs / inputs.norm(dim=0)))

@@ -88,6 +88,37 @@ def test_a_row_is_solved_without_touching_others():
     assert not bool(lassos.v0[others].any()) and bool(lassos.dirty[others].all()) and not bool(lassos.dirty[5])
 
 
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard samples"])
+def test_the_worst_features_enter_a_few_at_a_time(hard):
+    """At tau = 0 every feature outside a support exceeds its limit. With hard samples all of them enter."""
+    lassos, *_ = ragged(hard)
+    rows = torch.arange(ROWS)
+    lassos.solve(rows)
+    supports = lassos.signs != 0
+    lassos.settle(rows, torch.zeros(ROWS, dtype=torch.float64), False)
+    for row in range(ROWS):
+        count = int(lassos.real[row].sum())
+        inside, pull = supports[row, :count], lassos.q0[row, :count].abs()
+        entered = (lassos.signs[row, :count] != 0) & ~inside
+        left = ~inside & ~entered
+        outside, share = int((~inside).sum()), int(inner._ENTERING * int(inside.sum()))
+        assert int(entered.sum()) == (outside if hard else min(outside, max(inner._FEWEST, share)))
+        if bool(left.any()):
+            assert float(pull[entered].min()) >= float(pull[left].max())
+        assert hard or int(lassos.asked[row]) == count
+
+
+def test_a_row_that_asks_for_more_weights_than_can_be_told_apart_is_lost():
+    lassos, _, active, _ = ragged(hard=False)
+    assert lassos.rank.tolist() == active.sum(dim=1).clamp(max=COLUMNS).tolist()
+    lassos.rank[-2:] = lassos.real[-2:].sum(dim=1) - torch.tensor([1, 2])
+    lassos.solve(torch.arange(ROWS))
+    assert not bool(lassos.beyond.any())
+    lassos.settle(torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.float64), False)
+    assert lassos.beyond.nonzero().flatten().tolist() == [ROWS - 1]
+    assert not bool(lassos.size[-1] > lassos.rank[-1])  # it was not let come so far
+
+
 def test_batches_hold_every_system_once():
     sizes = torch.tensor([700, 3, 90, 91, 400, 5, 92, 1, 405, 88])
     parts = list(inner._alike(sizes, "cpu"))

@@ -6,18 +6,19 @@ import torch
 from nettrim import Program
 from nettrim.solvers.curvature import extended, nothing_known
 from nettrim.solvers.inner import Lassos
-from nettrim.solvers.passes import choose_tau, solve_lassos
+from nettrim.solvers.passes import _PASSES, _ROUGH_PASSES, choose_tau, solve_lassos
 from nettrim.solvers.problem import make_problem
 
 
-def joint(rows=6, samples=80, columns=12, seed=0):
-    """A joint budget of linear neurons and its rows' lassos: every sample counts, whatever the weights."""
+def joint(rows=6, samples=80, columns=12, seed=0, budget="layer"):
+    """A joint budget of linear neurons, or budgets of their own, and the rows' lassos: every sample counts, whatever
+    the weights."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(samples, columns, generator=generator, dtype=torch.float64)
     responses = torch.randn(samples, rows, generator=generator, dtype=torch.float64)
     responses += inputs @ torch.randn(columns, rows, generator=generator, dtype=torch.float64)
-    epsilon = 0.75 * float(responses.norm())
-    problem = make_problem(Program.linear(inputs, responses, epsilon, "distance", budget="layer"))
+    epsilon = 0.75 * float(responses.norm()) if budget == "layer" else 0.75 * responses.norm(dim=0)
+    problem = make_problem(Program.linear(inputs, responses, epsilon, "distance", budget=budget))
     every, all_samples = torch.ones(columns, dtype=torch.bool), torch.ones(samples, dtype=torch.bool)
     (known,) = extended([nothing_known(problem.design)], problem.design, every[None], all_samples[None])
     lassos = Lassos(problem.design, [known] * rows, torch.ones(rows, columns, dtype=torch.float64), 0.0)
@@ -96,3 +97,25 @@ def test_no_row_asks_for_no_tau():
     tau = torch.full((1,), 0.5, dtype=torch.float64)
     assert choose_tau(problem, lassos.coefficients, tau, [], torch.zeros(1, dtype=torch.float64)) == set()
     assert float(tau) == 0.5
+
+
+@pytest.mark.parametrize("most", [True, False], ids=["most rows move", "few rows move"])
+def test_a_rough_solution_ends_early_only_while_most_rows_move(monkeypatch, most):
+    """Rows whose signs are turned in every pass: what the passes came to stands, and nothing is given up."""
+    problem, lassos = joint(budget="neuron")
+    moving = torch.arange(6) < (4 if most else 3)
+    settle, passes = Lassos.settle, []
+
+    def turned(self, rows, tau, cautious):
+        settle(self, rows, tau, cautious)
+        passes.append(len(rows))
+        self.signs[moving] *= -1
+        self.dirty[moving] = True
+
+    monkeypatch.setattr(Lassos, "settle", turned)
+    tau = torch.full((6,), 0.5, dtype=torch.float64)
+    solve_lassos(problem, lassos, tau, torch.zeros(6, dtype=torch.float64), roughly=True)
+    assert len(passes) == (_ROUGH_PASSES if most else _PASSES)
+    assert not bool(lassos.hopeless.any())
+    if most:  # the signs are those of the points
+        assert torch.equal(lassos.signs[moving], lassos.v[moving].sign())

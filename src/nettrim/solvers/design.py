@@ -21,6 +21,7 @@ _SLICE_SHARE = 8  # ... and as a share of the budget
 _ROOM = 1 << 30  # bytes of working arrays beside the copies of the samples, without a budget
 _MATRIX_SHARE, _FACTOR_SHARE = 4, 8  # of the budget's rest, for Gram matrices and for their factors
 _BLOCKS, _BLOCKED = 5, 100  # of a symmetric product, from so many columns on
+_ROUNDING, _CLEARLY = 1e-12, 100  # of a column's squares: added before pivots are counted that exceed it so many times
 _CACHE_SHARE = 2  # of the budget, for the samples in float64
 
 
@@ -40,6 +41,7 @@ class Design:
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
     rank: float  # the trace of X'X (X'X + ratio I)^-1 of all samples: directions that are more than noise
+    independent: int  # inputs that are no combination of others, to rounding
     # how far inside the constraints answers are aimed, so that they survive the cast to the weights' dtype
     margin: float  # relative to eps
     hard_margin: float  # of bounds that must hold exactly, in units of a row's largest of 1 and |w|_2
@@ -214,6 +216,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         inverse=inputs.new_zeros(0, 0, dtype=precision),
         ratio=1.0,
         rank=width,
+        independent=width,
         margin=1e-6 if single else 1e-10,
         hard_margin=2e-7 if single else 1e-13,
     )
@@ -236,7 +239,19 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         room=_ROOM if memory is None else max(memory - copies, memory // 8),
         ratio=ratio,
         rank=width - ratio * float(inverse.diagonal().sum()),
+        independent=_independent(total),
     )
+
+
+def _independent(gram: Tensor) -> int:
+    """How many columns of X are no combination of those before them, to rounding, by the pivots of X'X."""
+    size = gram.diagonal().sqrt().clamp(min=1e-300)
+    scaled = gram / size / size[:, None]
+    scaled.diagonal().add_(_ROUNDING)
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    if int(info):
+        return len(gram)  # rounding leaves it open
+    return int((factor.diagonal() ** 2 > _CLEARLY * _ROUNDING).sum())
 
 
 def symmetric_product(left: Tensor, right: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
 
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
+_ENTERING, _FEWEST = 0.15, 4  # likewise weights that enter in a pass: a share of the support, or a few
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
@@ -46,8 +47,10 @@ class Lassos:
         self.constant = zero.new_zeros(rows)
         self.coefficients = zero.new_zeros(rows, 3)  # of the squared distance in tau
         self.size = torch.zeros(rows, dtype=torch.int64, device=zero.device)  # weights of the support
+        self.asked = self.size.clone()  # the most that there were, had all entered at once that exceed their limits
         counts = torch.tensor([curvature.count for curvature in curvatures], device=zero.device)
-        self.rank = counts + self.free.sum(dim=1)  # weights that the samples which count, and no cost, can tell apart
+        # weights that the samples which count, and no cost, can tell apart
+        self.rank = counts.clamp(max=design.independent) + self.free.sum(dim=1)
         self.dirty = torch.ones(rows, dtype=torch.bool, device=zero.device)  # whose signs are not those of its point
         # whether more bounds bind than weights could meet: not a vertex that this method finds
         self.hopeless = torch.zeros_like(self.dirty)
@@ -67,7 +70,7 @@ class Lassos:
 
     def begin(self, u: Tensor, signs: Tensor, gradient: Tensor, square: Tensor, t: Tensor) -> None:
         """Start from u (rows, in), where X' (b - X_A u) = `gradient` and |b - X_A u|^2 = `square` (rows,); `t` is X'
-        of the multipliers."""
+        of the multipliers. Hard samples that are watched are told before, by `bind`."""
         u, signs, gradient, t = (
             torch.where(self.real, part.gather(1, self.features), 0.0) for part in (u, signs, gradient, t)
         )
@@ -77,7 +80,8 @@ class Lassos:
             curved[row, :count] = curvature.gram @ u[row, :count]
         self.linear = gradient + curved
         self.constant = square + (2 * gradient * u + u * curved).sum(dim=1)
-        entering = self.real & (signs == 0) & (t.abs() > self.costs)
+        excess = torch.where(self.real & ~self.free & (signs == 0), t.abs() - self.costs, 0.0)
+        entering = self._entering(slice(None), excess, (signs != 0).sum(dim=1), cautious=False)
         self.signs = torch.where(self.free, 0.0, torch.where(entering, t.sign(), signs))
         self.start, self.v = u, u.clone()
 
@@ -269,10 +273,9 @@ class Lassos:
 
         A vertex has at most one weight for each sample that counts or binds.
         """
-        rank = self.rank
         if self.watching:
-            rank = rank + 2 * self.held.sum(dim=1) + _SPARE
-        return self.size > rank + 1
+            return self.size > self.rank + 2 * self.held.sum(dim=1) + _SPARE + 1
+        return self.asked > self.rank + 1
 
     def take(self, rows: Tensor, tau: Tensor) -> None:
         """The points and the hard multipliers of some rows (index) at tau (rows,)."""
@@ -288,13 +291,20 @@ class Lassos:
             self._rebind(rows, cautious)
         flipped = v * signs < -self.tiny  # a weight that hard samples hold at zero keeps its sign
         closed = (signs != 0) | self.free[rows] | ~self.real[rows]
-        excess = torch.where(closed, -1.0, q.abs() - tau[:, None] * self.costs[rows] * (1 + 1e-9))
-        entering = excess > 0
-        if cautious and bool(entering.any()):
-            entering &= torch.zeros_like(entering).scatter(1, excess.argmax(dim=1, keepdim=True), True)
+        excess = torch.where(closed, 0.0, q.abs() - tau[:, None] * self.costs[rows] * (1 + 1e-9))
+        entering = self._entering(rows, excess, self.size[rows], cautious)
         self.signs[rows] = torch.where(flipped, 0.0, torch.where(entering, q.sign(), signs))
         self.v[rows] = torch.where(flipped, 0.0, v)
         self.dirty[rows] |= (flipped | entering).any(dim=1)
+
+    def _entering(self, rows: Tensor | slice, excess: Tensor, size: Tensor, cautious: bool) -> Tensor:
+        """Mask of the features that enter the supports of some rows (index), now `size` (rows,), of those that exceed
+        their limits: the worst when cautious, else several of the worst, with hard samples all, which need weights to
+        be met."""
+        if self.watching:
+            return largest(excess, torch.ones_like(size)) if cautious else excess > 0
+        self.asked[rows] = torch.maximum(self.asked[rows], size + (excess > 0).sum(dim=1))
+        return largest(excess, torch.ones_like(size) if cautious else _some(_ENTERING, _FEWEST, size))
 
     def _rebind(self, rows: Tensor, cautious: bool) -> None:
         """Let go of the hard samples whose multiplier has the wrong sign, and hold the worst of those outside.
@@ -304,15 +314,12 @@ class Lassos:
         held, nu = self.held[rows], self.nu[rows]
         wrong = torch.where(held, -nu * self.pull[rows], 0.0)
         outside = torch.where(held | ~self.watched[rows], 0.0, self.outside(rows) - self.margin[rows, None])
-        count = (_JOINING * self.size[rows]).to(torch.int64).clamp(min=1)
+        count = _some(_JOINING, 1, self.size[rows])
         leaving = wrong > 0
         if cautious and held.shape[1]:
             leaving &= wrong == wrong.amax(dim=1, keepdim=True)
             count = 1 - leaving.any(dim=1).to(torch.int64)
-        joining = outside.topk(min(int(count.max()), outside.shape[1]))
-        order = torch.arange(joining.values.shape[1], device=held.device)
-        wanted = (joining.values > 0) & (order < count[:, None])
-        now = (held | torch.zeros_like(held).scatter(1, joining.indices, wanted)) & ~leaving
+        now = (held | largest(outside, count)) & ~leaving
         self.held[rows], self.nu[rows] = now, torch.where(now, nu, 0.0)
         self.dirty[rows] |= (now != held).any(dim=1)
 
@@ -335,6 +342,19 @@ def tau_at(coefficients: Tensor, square: Tensor) -> Tensor:
     c0, c1, c2 = coefficients.unbind(dim=1)
     root = (c1**2 / 4 + c2 * (square - c0)).clamp(min=0).sqrt() - c1 / 2
     return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
+
+
+def largest(values: Tensor, counts: Tensor) -> Tensor:
+    """Mask of the entries above zero that are among the `counts` (rows,) largest of their row."""
+    top = values.topk(min(int(counts.max()), values.shape[1]), dim=1)
+    order = torch.arange(top.values.shape[1], device=values.device)
+    wanted = (top.values > 0) & (order < counts[:, None])
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, top.indices, wanted)
+
+
+def _some(share: float, fewest: int, sizes: Tensor) -> Tensor:
+    """A share of these sizes, rounded down, and at least `fewest`."""
+    return (share * sizes).to(torch.int64).clamp(min=fewest)
 
 
 def padded(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

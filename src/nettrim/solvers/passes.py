@@ -12,21 +12,23 @@ from nettrim.solvers.homotopy import lead_rows, solve_rows
 from nettrim.solvers.inner import Lassos, tau_at
 from nettrim.solvers.problem import Problem
 
-_PASSES = 40
+_PASSES = 30
+_ROUGH_PASSES, _MOVING = 4, 0.5  # passes of a rough solution, ended while more than this share of the rows moves
 _HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
-_CAUTION = 30  # passes after which only the worst feature enters, and one hard sample joins or leaves
+_CAUTION = 20  # passes after which only the worst feature enters, and one hard sample joins or leaves
 _FLOWING = 6  # passes after which a shared tau waits, in the middle of where it was, until its rows have settled
 _WAIT = 20  # passes that it waits, and that are granted besides
 
 
-def solve_lassos(problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor) -> None:
+def solve_lassos(problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor, *, roughly: bool = False) -> None:
     """Solve every row's lasso at the tau where its group meets its budget, which is written into `tau`, (groups,).
 
     First by passes over all rows; rows that do not settle are solved once more from where they were, change by change.
     `margin` (groups,) is by how much budgets are aimed at from inside, relative. Rows that both fail on are hopeless.
+    `roughly`: where most rows take long, their last points will do, as the next outer step sees other samples count.
     """
     before, groups = tau.clone(), problem.groups
-    rows = _Passes(problem, lassos, tau, margin).run()
+    rows = _Passes(problem, lassos, tau, margin).run(roughly)
     if not len(rows):
         return
     lost = lassos.hopeless | lassos.beyond
@@ -57,9 +59,11 @@ class _Passes:
         self.waited = Counter({self.groups[row] for row in lassos.strayed.nonzero()[:, 0].tolist()})
         self.led: dict[int, float] = {}  # rows that are led, and the tau at which each is
 
-    def run(self) -> Tensor:
-        """Returns the rows (index) that did not settle and whose tau is their own."""
+    def run(self, roughly: bool) -> Tensor:
+        """Returns the rows (index) that did not settle and whose tau is their own. `roughly`: see `solve_lassos`."""
         lassos = self.lassos
+        roughly &= not lassos.watching and not self.shared
+        most = _MOVING * len(self.rows)
         for number in range(_PASSES + _WAIT * bool(self.shared)):
             open_groups = self._pass(number)
             self._wait(open_groups, number >= _FLOWING)
@@ -69,6 +73,9 @@ class _Passes:
                     self.lost.add(self.groups[row])
             self._keep(open_groups - self.lost)
             if not self.rows:
+                break
+            if roughly and number + 1 == _ROUGH_PASSES and len(self.rows) > most:
+                self._keep(set())
                 break
         self.lost |= {self.groups[row] for row in self.rows}
         self._keep(set())

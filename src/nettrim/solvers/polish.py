@@ -24,7 +24,7 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers, support_value
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvature, Curvatures, extended, nothing_known
-from nettrim.solvers.inner import Lassos, places
+from nettrim.solvers.inner import Lassos, largest, places
 from nettrim.solvers.passes import solve_lassos
 from nettrim.solvers.problem import Problem
 
@@ -46,6 +46,7 @@ _BY_ROW = (  # of a state
 )  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
+_WIDER, _BESIDES = 2, 32  # features that join the working set in a step, at most: per one of the support, and besides
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
 
 
@@ -239,8 +240,9 @@ def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tens
     count where it ended (rows, samples)."""
     problem = state.problem
     signs, u, z = state.signs, state.u, state.z
+    first = state.curvatures is None
     lassos = _lassos(state, curvatures)
-    solve_lassos(problem, lassos, state.tau, state.margin)
+    solve_lassos(problem, lassos, state.tau, state.margin, roughly=first)
     hopeless = _having(problem, lassos.hopeless)
     _take(state, lassos)
     state.z = problem.design.forward(state.u)
@@ -311,16 +313,17 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     state.curvatures = extended(known, problem.design, wanted, active)
     lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
     lassos.strayed |= state.strayed
-    lassos.begin(state.u, state.signs, state.gradient, state.square, state.t)
     if state.binding is not None and problem.soft is not None:
         _watch(state, lassos, state.binding, problem.soft)
+    lassos.begin(state.u, state.signs, state.gradient, state.square, state.t)
     return lassos
 
 
 def _wanted(state: _State, near: float) -> Tensor:
     """Mask of the working set, (rows, in): the support, and what exceeds the share `near` of its limit."""
-    wanted = (state.signs != 0) | (state.costs == 0) | (state.t.abs() > near * state.costs)
-    return wanted & ~torch.isinf(state.costs)
+    wanted = ((state.signs != 0) | (state.costs == 0)) & ~torch.isinf(state.costs)
+    excess = torch.where(wanted, 0.0, state.t.abs() - near * state.costs)
+    return wanted | largest(excess, _WIDER * wanted.sum(dim=1) + _BESIDES)
 
 
 def _known(problem: Problem, curvatures: Curvatures | None, row: int, wanted: Tensor) -> Curvature:
