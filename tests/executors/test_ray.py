@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,3 +196,25 @@ def test_the_command_lines_spelling():
     for text in ("ray://", "dask", "rays"):
         with pytest.raises(InputError, match="`executor` should be"):
             Ray.parse(text)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of its own", "of others"])
+def test_ctrl_c_cancels_what_runs_on_a_cluster_that_goes_on(monkeypatch, own):
+    """One of its own ends with all its tasks: to cancel one just as it finishes may abort this process."""
+    executor, cancelled = Ray(), []
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    executor._ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        nodes=lambda: [node],
+        cancel=lambda reference, force: cancelled.append(reference),
+    )
+    executor._task = SimpleNamespace(remote=lambda *_: (object(), object()))
+    executor._own = own
+
+    def pressed(_pending):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "_wait", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        next(executor.map(len, ["a", "b", "c"]))
+    assert len(cancelled) == (0 if own else 3)

@@ -158,6 +158,10 @@ class Ray:
                     self._submit(function, sent.index, self._less(sent, killed), pending)
                     continue
                 yield sent.index, result
+        except KeyboardInterrupt:
+            if self._own:  # `close` ends them; cancelled while it ends, a task may abort this process (task_manager.cc)
+                pending.clear()
+            raise
         finally:  # also when the reader of the results stops early
             for reference in pending:
                 self._ray.cancel(reference, force=True)
