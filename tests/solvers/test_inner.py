@@ -119,6 +119,30 @@ def test_a_row_that_asks_for_more_weights_than_can_be_told_apart_is_lost():
     assert not bool(lassos.size[-1] > lassos.rank[-1])  # it was not let come so far
 
 
+@pytest.mark.parametrize("samples", [90, 200])
+def test_a_singular_support_is_nothing_to_go_on_from(samples):
+    """Passes may ask for more weights than the samples tell apart. Once some have left, the equations are met as well
+    as if nothing had been factored before: bordering the singular factor loses all digits but three."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, 100, generator=generator, dtype=torch.float64)
+    responses = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
+    design = make_problem(Program.linear(inputs, responses, 0.1, "distance")).design
+    every = torch.ones(1, 100, dtype=torch.bool)
+    known = extended([nothing_known(design)], design, every, torch.ones(1, samples, dtype=torch.bool))
+    lassos = Lassos(design, known, torch.ones(1, 100, dtype=torch.float64), 0.0)
+    signs = torch.randn(1, 100, generator=generator, dtype=torch.float64).sign()
+    pull = design.back(torch.randn(1, samples, generator=generator, dtype=torch.float64))
+    lassos.begin(torch.zeros_like(signs), signs, pull, torch.ones(1, dtype=torch.float64), torch.zeros_like(signs))
+    lassos.solve(torch.tensor([0]))
+    assert (0 in lassos.factors.known) == (samples > 100)
+    lassos.signs[:, 80:] = 0.0
+    lassos.solve(torch.tensor([0]))
+    gram = known[0].gram[:80, :80]
+    for solution, right in ((lassos.v0, lassos.linear), (lassos.v1, lassos.costs * lassos.signs)):
+        missing = (gram @ solution[0, :80] - right[0, :80]).abs().max()
+        assert float(missing) <= 1e-12 * float(gram.abs().sum(dim=1).max() * solution.abs().max())
+
+
 def test_batches_hold_every_system_once():
     sizes = torch.tensor([700, 3, 90, 91, 400, 5, 92, 1, 405, 88])
     parts = list(inner._alike(sizes, "cpu"))

@@ -206,7 +206,8 @@ def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         part = clip_multipliers(dual[chunk], lower, upper)
         support += support_value(part, lower, upper, dim=0)
         transposed += part.T @ inputs
-        squares += (part * (1 - _hard(lower, upper)) if program.constraint == "strict" else part).square().sum(dim=0)
+        counted = part * (1 - _hard(lower, upper)) if program.constraint == "strict" else part
+        squares += counted.square().sum(dim=0)
     return support, squares.sqrt(), transposed
 
 

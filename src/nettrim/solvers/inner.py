@@ -22,6 +22,7 @@ _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: 
 _ENTERING, _FEWEST = 0.15, 4  # likewise weights that enter in a pass: a share of the support, or a few
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
+_SOUND = 1e-10  # the least pivot of a factor that is kept, relative to its largest
 _SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
 _WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
 _BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
@@ -175,7 +176,11 @@ class Lassos:
         self.v0[rows], self.v1[rows] = sides.unbind(dim=1)
         if self.factors.welcomes(len(system[0])):
             taking_part = torch.cat([real, binds], dim=1)
-            for place, (row, index) in enumerate(zip(numbers, chosen, strict=True)):
+            diagonal = factor.diagonal(dim1=1, dim2=2).abs()
+            pivot = diagonal if saddle else diagonal**2
+            sound = pivot.amin(dim=1) > _SOUND * pivot.amax(dim=1)  # bordering multiplies rounding by its inverse
+            for place in sound.nonzero()[:, 0].tolist():
+                row, index = numbers[place], chosen[place]
                 samples = self.near[row][held[place]]
                 spots = None if bool(taking_part[place].all()) else taking_part[place].nonzero()[:, 0]
                 ours = None if pivots is None else pivots[place]
@@ -302,9 +307,9 @@ class Lassos:
         their limits: the worst when cautious, else several of the worst, with hard samples all, which need weights to
         be met."""
         if self.watching:
-            return largest(excess, torch.ones_like(size)) if cautious else excess > 0
+            return most(excess, torch.ones_like(size)) if cautious else excess > 0
         self.asked[rows] = torch.maximum(self.asked[rows], size + (excess > 0).sum(dim=1))
-        return largest(excess, torch.ones_like(size) if cautious else _some(_ENTERING, _FEWEST, size))
+        return most(excess, torch.ones_like(size) if cautious else _some(_ENTERING, _FEWEST, size))
 
     def _rebind(self, rows: Tensor, cautious: bool) -> None:
         """Let go of the hard samples whose multiplier has the wrong sign, and hold the worst of those outside.
@@ -319,7 +324,7 @@ class Lassos:
         if cautious and held.shape[1]:
             leaving &= wrong == wrong.amax(dim=1, keepdim=True)
             count = 1 - leaving.any(dim=1).to(torch.int64)
-        now = (held | largest(outside, count)) & ~leaving
+        now = (held | most(outside, count)) & ~leaving
         self.held[rows], self.nu[rows] = now, torch.where(now, nu, 0.0)
         self.dirty[rows] |= (now != held).any(dim=1)
 
@@ -344,11 +349,11 @@ def tau_at(coefficients: Tensor, square: Tensor) -> Tensor:
     return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
 
 
-def largest(values: Tensor, counts: Tensor) -> Tensor:
-    """Mask of the entries above zero that are among the `counts` (rows,) largest of their row."""
+def most(values: Tensor, counts: Tensor, above: float = 0.0) -> Tensor:
+    """Mask of the entries above `above` that are among the `counts` (rows,) largest of their row."""
     top = values.topk(min(int(counts.max()), values.shape[1]), dim=1)
     order = torch.arange(top.values.shape[1], device=values.device)
-    wanted = (top.values > 0) & (order < counts[:, None])
+    wanted = (top.values > above) & (order < counts[:, None])
     return torch.zeros_like(values, dtype=torch.bool).scatter(1, top.indices, wanted)
 
 

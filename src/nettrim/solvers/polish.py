@@ -24,7 +24,7 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers, support_value
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvature, Curvatures, extended, nothing_known
-from nettrim.solvers.inner import Lassos, largest, places
+from nettrim.solvers.inner import Lassos, most, places
 from nettrim.solvers.passes import solve_lassos
 from nettrim.solvers.problem import Problem
 
@@ -42,7 +42,8 @@ _LANDED = 0.1  # share of the tolerance at which a group on a vertex may stop
 _UPHILL = 1e-9  # relative: what rounding adds
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a step that leads uphill, tried in its place
 _BY_ROW = (  # of a state
-    "rows", "costs", "u", "z", "outside", "signs", "gradient", "square", "t", "binding", "nu", "unsettled", "strayed"
+    "rows", "costs", "u", "z", "outside", "signs", "gradient", "square", "t", "wanted", "binding", "nu", "unsettled",
+    "strayed",
 )  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
@@ -119,6 +120,7 @@ class _State:
     gradient: Tensor  # -X' of the distances counted, (rows, in)
     square: Tensor  # the sum of their squares, (rows,)
     t: Tensor  # X' of the multipliers, (rows, in)
+    wanted: Tensor  # mask of the working set, (rows, in)
     binding: Tensor | None  # (rows, samples)
     nu: Tensor | None  # (rows, samples)
     stalled: Tensor  # steps without progress, (groups,)
@@ -157,7 +159,7 @@ def polish(
 
 def _parts(state: _State) -> Iterator[_State]:
     """The rows in parts whose Gram matrices fit into their share of the memory budget; budget groups stay whole."""
-    squares = _wanted(state, _NEAR_AT_FIRST).sum(dim=1).to(torch.float64) ** 2
+    squares = state.wanted.sum(dim=1).to(torch.float64) ** 2
     hard = 1 if state.problem.soft is None else 2  # hard samples are watched on as many features
     sizes = state.problem.group_sum(8 * _GROWN * hard * squares)
     ends = sizes.cumsum(0)
@@ -177,9 +179,11 @@ def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curva
     assert tau is not None and strayed is not None
     steps = 0
     while steps < max_steps and len(state.rows):
+        if steps:
+            state.wanted = _wanted(state.signs, state.costs, state.t, _NEAR)
         steps += 1
         known = None if curvatures is None else curvatures.of(state.rows)
-        hopeless, changed, soft = _advance(state, known)
+        hopeless, changed, soft = _advance(state, known, roughly=steps == 1)
         value, proved, present = _assess(state, soft)
         groups = state.groups
         before = relative_gap(objective[groups], bound[groups])
@@ -211,20 +215,23 @@ def _begin(problem: Problem, guess: Guess) -> _State:
     z = problem.design.forward(guess.u) if guess.product is None else guess.product
     soft, _ = problem.distance(z)
     zero = torch.zeros_like(guess.tau)
+    costs = problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape)
+    signs, t = guess.u.sign(), problem.design.back(guess.dual)
     return _State(
         problem,
         rows=torch.arange(problem.rows, device=z.device),
         groups=torch.arange(problem.group_count, device=z.device),
-        costs=problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape),
+        costs=costs,
         u=guess.u.clone(),
         z=z,
         outside=soft != 0,
-        signs=guess.u.sign(),
+        signs=signs,
         tau=guess.tau.clone(),
         margin=zero + problem.margin,
         gradient=problem.design.back(-soft),
         square=(soft**2).sum(dim=1),
-        t=problem.design.back(guess.dual),
+        t=t,
+        wanted=_wanted(signs, costs, t, _NEAR_AT_FIRST),
         binding=guess.binding,
         nu=None if problem.soft is None else torch.zeros_like(problem.lower),
         stalled=zero.to(torch.int64),
@@ -235,20 +242,21 @@ def _begin(problem: Problem, guess: Guess) -> _State:
     )
 
 
-def _advance(state: _State, curvatures: Curvatures | None) -> tuple[Tensor, Tensor, Tensor]:
+def _advance(state: _State, curvatures: Curvatures | None, *, roughly: bool) -> tuple[Tensor, Tensor, Tensor]:
     """One outer step: a mask of the groups that it gave up, how many signs of each row changed, and the distances that
     count where it ended (rows, samples)."""
     problem = state.problem
     signs, u, z = state.signs, state.u, state.z
-    first = state.curvatures is None
     lassos = _lassos(state, curvatures)
-    solve_lassos(problem, lassos, state.tau, state.margin, roughly=first)
+    solve_lassos(problem, lassos, state.tau, state.margin, roughly=roughly)
     hopeless = _having(problem, lassos.hopeless)
     _take(state, lassos)
     state.z = problem.design.forward(state.u)
     soft, _ = problem.distance(state.z)
+    square = (soft**2).sum(dim=1)
     if problem.soft is None:
-        _shorten(state, u, z, soft)
+        _shorten(state, u, z, soft, square)
+    state.square = square
     return hopeless, (signs != state.signs).sum(dim=1), soft
 
 
@@ -263,31 +271,35 @@ def _assess(state: _State, soft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The objective of the present point after the cast and the bound that its multipliers prove, (groups,), and the
     multipliers. `soft` are its distances that count."""
     problem = state.problem
-    state.square, state.outside = (soft**2).sum(dim=1), soft != 0
+    state.outside = soft != 0
     state.gradient = problem.design.back(-soft)
     present, pushed = _multipliers(state, soft)
     state.t = state.gradient / state.tau[problem.groups][:, None].clamp(min=1e-300)
     if pushed is not None:
         state.t = state.t + problem.design.back(pushed)
-    squares, worst = _after_cast(state)
+    within = _within(problem, state.square)
+    squares, worst = _after_cast(state, within)
     value, proved = _judge(problem, state.u, squares, worst, present, state.t, state.costs)
     if problem.epsilon is not None:  # what the cast breaks is aimed further inside
-        exact, cast = (problem.group_sum(values).sqrt() for values in (state.square, squares))
-        broken = (cast > problem.epsilon) & (exact <= problem.epsilon)
+        broken = within & ~_within(problem, squares)
         state.margin = torch.where(broken, (state.margin * _FURTHER).clamp(max=_FURTHEST), state.margin)
     return value, proved, present
 
 
-def _after_cast(state: _State) -> tuple[Tensor, Tensor]:
-    """`misses` of the present point after the cast; of groups that are over their budget before it, those squares."""
+def _within(problem: Problem, squares: Tensor) -> Tensor:
+    """Mask of the groups whose squared distances `squares` (rows,) are within their budget."""
+    sums = problem.group_sum(squares).sqrt()
+    return torch.ones_like(sums, dtype=torch.bool) if problem.epsilon is None else sums <= problem.epsilon
+
+
+def _after_cast(state: _State, within: Tensor) -> tuple[Tensor, Tensor]:
+    """`misses` of the present point after the cast; of groups that are not `within` their budget before it, the squares
+    that they have there."""
     problem = state.problem
-    squares, worst = state.square, torch.zeros_like(state.square)
-    within = torch.ones(problem.rows, dtype=torch.bool, device=squares.device)
-    if problem.epsilon is not None:
-        within = (problem.group_sum(squares).sqrt() <= problem.epsilon)[problem.groups]
-    rows = within.nonzero()[:, 0]
-    if len(rows) == problem.rows:
+    if bool(within.all()):
         return misses(problem, state.u)
+    rows = within[problem.groups].nonzero()[:, 0]
+    squares, worst = state.square, torch.zeros_like(state.square)
     if len(rows):
         there = misses(problem.select(rows), state.u[rows])
         squares, worst = (old.index_copy(0, rows, new) for old, new in zip((squares, worst), there, strict=True))
@@ -308,9 +320,8 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     active = state.outside | (problem.lower == problem.upper)
     if problem.soft is not None:
         active &= problem.soft
-    wanted = _wanted(state, _NEAR_AT_FIRST if state.curvatures is None else _NEAR)
-    known = state.curvatures or [_known(problem, curvatures, row, wanted[row]) for row in range(problem.rows)]
-    state.curvatures = extended(known, problem.design, wanted, active)
+    known = state.curvatures or [_known(problem, curvatures, row, state.wanted[row]) for row in range(problem.rows)]
+    state.curvatures = extended(known, problem.design, state.wanted, active)
     lassos = Lassos(problem.design, state.curvatures, state.costs, state.tiny)
     lassos.strayed |= state.strayed
     if state.binding is not None and problem.soft is not None:
@@ -319,11 +330,11 @@ def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
     return lassos
 
 
-def _wanted(state: _State, near: float) -> Tensor:
-    """Mask of the working set, (rows, in): the support, and what exceeds the share `near` of its limit."""
-    wanted = ((state.signs != 0) | (state.costs == 0)) & ~torch.isinf(state.costs)
-    excess = torch.where(wanted, 0.0, state.t.abs() - near * state.costs)
-    return wanted | largest(excess, _WIDER * wanted.sum(dim=1) + _BESIDES)
+def _wanted(signs: Tensor, costs: Tensor, t: Tensor, near: float) -> Tensor:
+    """Mask of the working set, (rows, in): the support, and of what exceeds the share `near` of its limit the most."""
+    wanted = ((signs != 0) | (costs == 0)) & ~torch.isinf(costs)
+    excess = torch.where(wanted, 0.0, t.abs() - near * costs)
+    return wanted | most(excess, _WIDER * wanted.sum(dim=1) + _BESIDES)
 
 
 def _known(problem: Problem, curvatures: Curvatures | None, row: int, wanted: Tensor) -> Curvature:
@@ -336,10 +347,7 @@ def _watch(state: _State, lassos: Lassos, held: Tensor, soft: Tensor) -> None:
     problem, z = state.problem, state.z
     slack = torch.where(soft | held, torch.inf, torch.minimum(problem.upper - z, z - problem.lower))
     counts = (_AROUND * lassos.real.sum(dim=1)).to(torch.int64) + _MORE
-    close = slack.topk(min(slack.shape[1], int(counts.max())), largest=False)
-    order = torch.arange(close.indices.shape[1], device=z.device)
-    taken = (order < counts[:, None]) & (close.values < torch.inf)
-    near, watched = places(held | torch.zeros_like(held).scatter(1, close.indices, taken))
+    near, watched = places(held | most(-slack, counts, above=-torch.inf))
     z, lower, upper = (values.gather(1, near) for values in (z, problem.lower, problem.upper))
     top = _at_upper(z, lower, upper)
     pull = torch.where(top, 1.0, -1.0).to(z.dtype).masked_fill(lower == upper, 0.0)
@@ -350,15 +358,15 @@ def _watch(state: _State, lassos: Lassos, held: Tensor, soft: Tensor) -> None:
     lassos.bind(near, watched, watched & held.gather(1, near), edge, pull, margin)
 
 
-def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor) -> None:
-    """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill; `soft`, the
-    distances (rows, samples), with it.
+def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor, square: Tensor) -> None:
+    """Go back towards the weights `u` and responses `z` of before where the whole step leads uphill; the distances
+    `soft` (rows, samples) and the sums of their squares, `square` (rows,), with it.
 
     Other samples count at its end than in the quadratic, so half the squared distance plus tau |u| may grow; from the
     start towards the minimum of the quadratic it falls at first.
     """
     problem, tau = state.problem, state.tau[state.problem.groups]
-    whole = 0.5 * (soft**2).sum(dim=1) + tau * _penalty(state.u, state.costs)
+    whole = 0.5 * square + tau * _penalty(state.u, state.costs)
     start = 0.5 * state.square + tau * _penalty(u, state.costs)
     rows = (whole > start * (1 + _UPHILL)).nonzero()[:, 0]
     if not len(rows):
@@ -377,6 +385,7 @@ def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor) -> None:
         share, best = torch.where(there < best, part, share), torch.minimum(there, best)
     state.u, state.z = state.u.clone(), state.z.clone()
     state.u[rows], state.z[rows], soft[rows] = at(share[:, None])
+    square[rows] = (soft[rows] ** 2).sum(dim=1)
     state.signs[rows] = torch.where(costs == 0, 0.0, state.u[rows].sign())
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nettrim.certificates.program import support_value
 from nettrim.programs.penalties.l1 import EntryCosts
 from nettrim.solvers.polish import MET
 from nettrim.solvers.problem import Problem
@@ -18,6 +19,7 @@ from nettrim.solvers.refit import fit_support
 
 _RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
 _FURTHER = (1.0, 8.0, 64.0)  # margins, in the usual ones, at which a point is aimed inside the constraint
+_HARDER = 1e4  # how much more a bound that must hold pushes than one whose distance counts
 _HUGE = 1e5  # a proved lower bound this many times the plausible weight is called infeasible
 
 
@@ -112,13 +114,10 @@ def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:
 def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     """Multipliers under which every feasible weight would be absurdly large, or None."""
     soft, hard = problem.distance(problem.design.forward(fitted))
-    dual = -(soft + 1e4 * hard) if problem.soft is not None else -soft
-    support = (
-        torch.where(dual > 0, dual * problem.lower, 0.0) + torch.where(dual < 0, dual * problem.upper, 0.0)
-    ).sum()
-    ball = (dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)).norm()
+    dual = -(soft + _HARDER * hard)
+    support = support_value(dual, problem.lower, problem.upper, dim=1).sum()
     epsilon = problem.epsilon[0] if problem.epsilon is not None else 0.0
-    surplus = float(support - epsilon * ball)
+    surplus = float(support - epsilon * soft.norm())
     gauge = float(problem.penalty.gauge(problem.design.back(dual)).max())
     plausible = 1.0 + float(fitted.abs().sum())
     if surplus > 0 and surplus > _HUGE * plausible * gauge:
