@@ -23,7 +23,7 @@ _ENTERING, _FEWEST = 0.15, 4  # likewise weights that enter in a pass: a share o
 _MOST_BINDING = 2  # hard samples per weight of the support, above which a row is given up
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _SOUND = 1e-10  # the least pivot of a factor that is kept, relative to its largest
-_SPARE = 20  # weights that a support may have, while hard samples join, beyond twice those that bind
+_SPARE = 5  # weights that a row may ask for beyond what a vertex can have
 _WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
 _BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
 
@@ -274,13 +274,11 @@ class Lassos:
 
     @property
     def beyond(self) -> Tensor:
-        """Whether the support of a row is far larger than that of any vertex, (rows,): the passes are lost.
+        """Whether a row asks for more weights than any vertex has, (rows,): the passes are lost.
 
         A vertex has at most one weight for each sample that counts or binds.
         """
-        if self.watching:
-            return self.size > self.rank + 2 * self.held.sum(dim=1) + _SPARE + 1
-        return self.asked > self.rank + 1
+        return self.asked > self.rank + self.held.sum(dim=1) + _SPARE
 
     def take(self, rows: Tensor, tau: Tensor) -> None:
         """The points and the hard multipliers of some rows (index) at tau (rows,)."""
@@ -306,9 +304,10 @@ class Lassos:
         """Mask of the features that enter the supports of some rows (index), now `size` (rows,), of those that exceed
         their limits: the worst when cautious, else several of the worst, with hard samples all, which need weights to
         be met."""
-        if self.watching:
-            return most(excess, torch.ones_like(size)) if cautious else excess > 0
-        self.asked[rows] = torch.maximum(self.asked[rows], size + (excess > 0).sum(dim=1))
+        exceeds = excess > 0
+        self.asked[rows] = torch.maximum(self.asked[rows], size + exceeds.sum(dim=1))
+        if self.watching and not cautious:
+            return exceeds
         return most(excess, torch.ones_like(size) if cautious else _some(_ENTERING, _FEWEST, size))
 
     def _rebind(self, rows: Tensor, cautious: bool) -> None:
