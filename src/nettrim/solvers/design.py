@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Design:
     precision: torch.dtype  # of ADMM's large products
     slice_rows: int
     room: int  # bytes of the budget that these arrays leave
-    total: Tensor  # (in, in) float64: X'X
+    made: Tensor | None  # (in, in) float64: X'X, where it is known
     inverse: Tensor  # (in, in): (X'X + ratio I)^-1, working precision
     ratio: float
     rank: float  # the trace of X'X (X'X + ratio I)^-1 of all samples: directions that are more than noise
@@ -59,6 +60,21 @@ class Design:
     def scale(self) -> float:
         """The program's inputs are X times this."""
         return 1 / self.factor
+
+    @cached_property
+    def total(self) -> Tensor:
+        """X'X, (in, in) float64."""
+        return self.gram(torch.arange(self.samples, device=self.device)) if self.made is None else self.made
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """The squared norms of the inputs, X'X's diagonal, (in,) float64."""
+        if self.made is not None:
+            return self.made.diagonal()
+        squares = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        for _, part in self._slices(torch.float64):
+            squares += (part**2).sum(dim=0)
+        return squares
 
     @property
     def matrix_bytes(self) -> int:
@@ -127,10 +143,10 @@ class Design:
         return result
 
     def gram_of(self, chosen: Tensor) -> Tensor:
-        """X'X over the samples in the mask `chosen`; from the complement where that is smaller."""
-        if 2 * int(chosen.sum()) <= len(chosen):
+        """X'X over the samples in the mask `chosen`; from the complement where that is less work."""
+        if self.made is None or 2 * int(chosen.sum()) <= len(chosen):
             return self.gram(chosen.nonzero()[:, 0])
-        return self.total - self.gram((~chosen).nonzero()[:, 0])
+        return self.made - self.gram((~chosen).nonzero()[:, 0])
 
     def take(self, samples: Tensor, features: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
         """Some samples (index) and features, (count, features)."""
@@ -157,7 +173,6 @@ class Design:
 
     def restrict(self, samples: Tensor) -> Design:
         """Some samples (index) only, by reference where they are many; ADMM's factor stays that of all."""
-        total = self.gram(samples)
         if self.wide is not None or len(samples) <= self.slice_rows:
             part = self.take(samples)
             return replace(
@@ -166,10 +181,10 @@ class Design:
                 picked=None,
                 wide=part.T.contiguous(),
                 narrow=part.to(self.precision),
-                total=total,
+                made=None,
             )
         picked = samples if self.picked is None else self.picked[samples]
-        return replace(self, picked=picked, wide=None, narrow=None, total=total)
+        return replace(self, picked=picked, wide=None, narrow=None, made=None)
 
     def _streamed_product(self, weight: Tensor) -> Tensor:
         """X w in the precision of `weight`, slice by slice."""
@@ -212,7 +227,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         precision=precision,
         slice_rows=slice_rows,
         room=0,
-        total=inputs.new_zeros(0, 0, dtype=torch.float64),
+        made=None,
         inverse=inputs.new_zeros(0, 0, dtype=precision),
         ratio=1.0,
         rank=width,
@@ -234,7 +249,7 @@ def make_design(inputs: Tensor, precision: torch.dtype, memory: int | None = Non
         design,
         wide=(inputs.T.to(torch.float64) / scale).contiguous() if kept else None,
         narrow=(inputs.to(precision) / scale).contiguous() if kept else None,
-        total=total,
+        made=total,
         inverse=inverse.to(precision),
         room=_ROOM if memory is None else max(memory - copies, memory // 8),
         ratio=ratio,

@@ -20,6 +20,7 @@ from torch import Tensor
 from nettrim.solvers.inner import Lassos, tau_at
 
 _CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
+_TOO_MANY = 20  # weights of a support more than a vertex can have, with more of which it is not tried
 _NEARLY = 1e-4  # relative: by how much weights at hand may miss the conditions of optimal ones
 _RELEASES = 4  # rounds in which hard samples that do not push are let go
 _EQUAL = 1e-9  # relative: limits and breaks that count as the same
@@ -116,7 +117,8 @@ def _release(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
 def _descend(lassos: Lassos, rows: Tensor, tau: Tensor) -> Tensor:
     """The weights at tau of rows (index); a mask of those that were found."""
     found = torch.zeros_like(rows, dtype=torch.bool)
-    still, v = torch.arange(len(rows), device=rows.device), lassos.v[rows]
+    still = ((lassos.v[rows] != 0).sum(dim=1) <= lassos.rank[rows] + _TOO_MANY).nonzero()[:, 0]
+    v = lassos.v[rows[still]]
     for _ in range(_CHANGES):
         open_rows = _solved(lassos, rows[still])
         still, v = still[open_rows], v[open_rows]

@@ -15,7 +15,7 @@ from nettrim.solvers.problem import Problem
 _PASSES = 30
 _ROUGH_PASSES, _MOVING = 4, 0.5  # passes of a rough solution, ended while more than this share of the rows moves
 _HALVINGS = 2  # of tau: more is for the next outer step, which sees other samples count
-_CAUTION = 20  # passes after which only the worst feature enters, and one hard sample joins or leaves
+_CAUTION = 15  # passes after which only the worst feature enters, and one hard sample joins or leaves
 _FLOWING = 6  # passes after which a shared tau waits, in the middle of where it was, until its rows have settled
 _WAIT = 20  # passes that it waits, and that are granted besides
 

@@ -94,7 +94,7 @@ class _Row:
         if self.hard is not None:
             self.weights = torch.where(self.hard, _HARD_WEIGHT, 1.0)
             self.inward = problem.hard_margin * (self.hard & ~self.points)
-        self.diagonal = self.design.total.diagonal()[support]
+        self.diagonal = self.design.squares[support]
         room = self.design.slice_rows * self.design.width
         fits = self.design.wide is not None or self.design.samples * len(support) <= room
         self.columns = self.design.columns(support) if fits else None

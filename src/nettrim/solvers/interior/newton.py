@@ -241,7 +241,7 @@ def _narrow(path: Path, kept: list[Tensor], stiffness: Tensor) -> bool:
         samples += len(index) ** 2 * (width + len(index) / 3)
     if samples >= weights:
         return False
-    give = torch.where(path.free | path.banned, 0.0, path.problem.design.total.diagonal() / stiffness).amax(dim=1)
+    give = torch.where(path.free | path.banned, 0.0, path.problem.design.squares / stiffness).amax(dim=1)
     rounded = torch.finfo(give.dtype).eps * give * path.dual.norm(dim=1)
     allowed = _ROUNDED * (torch.ones_like(path.size) if path.epsilon is None else path.epsilon)
     return bool((rounded <= allowed[path.groups]).all())

@@ -84,7 +84,7 @@ class Path:
         margin = torch.minimum(self.hard * smallest * unit, 0.25 * self.width)
         self.lower, self.upper = self.lower_edge + margin, self.upper_edge - margin
         if self.whole_epsilon is not None:
-            spread = self.sum((self.weight**2 * self.problem.design.total.diagonal()).sum(dim=1)).sqrt()
+            spread = self.sum((self.weight**2 * self.problem.design.squares).sum(dim=1)).sqrt()
             moved = _CAST * torch.finfo(self.problem.design.dtype).eps * spread
             self.epsilon = torch.maximum(self.whole_epsilon - moved, 0.5 * self.whole_epsilon)
 
@@ -344,7 +344,7 @@ class Path:
 
     def _back_size(self, count: Tensor) -> Tensor:
         """|X|' of `count`, by Cauchy-Schwarz: the largest that multipliers of these sizes can pull."""
-        norms = self.problem.design.total.diagonal().clamp(min=0).sqrt()
+        norms = self.problem.design.squares.sqrt()
         return count.norm(dim=1, keepdim=True) * norms
 
     def sum(self, values: Tensor) -> Tensor:
