@@ -34,6 +34,7 @@ def test_products_and_gram_matrices(memory: int | None, restricted: bool) -> Non
     torch.testing.assert_close(design.back(dual), dual @ exact)
     torch.testing.assert_close(design.product(weight.float()), (weight @ exact.T).float())
     torch.testing.assert_close(design.pull(dual.float()), (dual @ exact).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(design.squares, (exact**2).sum(dim=0))
     torch.testing.assert_close(design.total, exact.T @ exact)
     torch.testing.assert_close(design.dense(), exact.T)
     features, picked = torch.tensor([1, 4, 7]), torch.arange(0, len(exact), 2)

@@ -84,6 +84,16 @@ def test_optimal_at_a_given_tau_and_at_a_given_distance(samples, free, start):
             assert float(((x @ lassos.v[0] - b) ** 2).sum()) == pytest.approx(share * there, rel=1e-9)
 
 
+@pytest.mark.parametrize("features", [5 + homotopy._TOO_MANY, 6 + homotopy._TOO_MANY])
+def test_a_support_that_its_changes_cannot_mend_is_not_tried(monkeypatch, features):
+    """A vertex of five samples has at most five weights, and a change drops one."""
+    lassos, x, b = quadratic(5, features=features)
+    begin(lassos, x, b, torch.ones(features, dtype=torch.float64))
+    solved = []
+    monkeypatch.setattr(lassos, "solve", lambda rows: solved.extend(rows.tolist()) or Lassos.solve(lassos, rows))
+    assert (solve_row(lassos, 0.3, None) is None) == (features > 5 + homotopy._TOO_MANY) == (not solved)
+
+
 @pytest.mark.parametrize("samples", [5, 40])
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0, 1.7, 30.0])
 def test_led_to_another_tau(samples, share):

@@ -30,7 +30,8 @@ _INTERIOR_CHECKS = 1  # checks after which groups still open leave ADMM for the 
 _CLOSING = 0.125  # share of the open groups that a check closes if the next one, too, is worth its iterations: ...
 _WIDE = 64  # ... from so many inputs on, where a central path costs many times as much
 _EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-programming solver
-_STRAGGLING = 0.125  # share of the open groups which, left by a check, leave ADMM at once
+_STRAGGLING = 0.125  # share of groups with hard bounds which, left by the first check, leave ADMM at once
+_LAST = 2  # groups likewise, hard or not: an iteration reads all inputs for one group as for twenty
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
 _PRESSED = 1e-2  # of a row's largest multiplier: smaller ones of ADMM's are noise
@@ -81,7 +82,8 @@ def solve_block(
         wide = problem.design.width >= _WIDE
         another = check < _DOUBT and target < max_iterations
         promising = another and wide and closed >= _CLOSING * before
-        straggling = wide and before - closed <= _STRAGGLING * before
+        few = max(_LAST, _STRAGGLING * before) if problem.soft is not None else _LAST
+        straggling = wide and before - closed <= few
         if straggling or (check >= _INTERIOR_CHECKS and not promising):
             gemms += block.follow_path()
         if check >= _DOUBT or target == max_iterations:
