@@ -47,8 +47,8 @@ _BY_ROW = (  # of a state
 )  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
-_WIDER, _BESIDES = 2, 32  # features that join the working set in a step, at most: per one of the support, and besides
 _NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
+_WIDER, _BESIDES = 2, 32  # features that join the working set in a step, at most: per one of the support, and besides
 
 
 @dataclass

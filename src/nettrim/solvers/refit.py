@@ -19,7 +19,7 @@ from nettrim.solvers.problem import Problem, make_problem
 
 _STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 0.0)  # from strong to weak: each fit starts at the one before
 _VALIDATION = 0.2  # share of the samples on which the strength is chosen
-_HARD_WEIGHT = 1e4  # of a hard sample against a soft one
+HARD_WEIGHT = 1e4  # of a hard sample against a soft one
 _MULTIPLIER_STEPS = 12
 _NEWTON_STEPS = 40
 _FEWEST = 50  # samples under which no part can be held back
@@ -92,7 +92,7 @@ class _Row:
         self.weights = torch.ones_like(self.lower)
         self.inward = torch.zeros_like(self.lower)
         if self.hard is not None:
-            self.weights = torch.where(self.hard, _HARD_WEIGHT, 1.0)
+            self.weights = torch.where(self.hard, HARD_WEIGHT, 1.0)
             self.inward = problem.hard_margin * (self.hard & ~self.points)
         self.diagonal = self.design.squares[support]
         room = self.design.slice_rows * self.design.width

@@ -15,11 +15,10 @@ from nettrim.certificates.program import support_value
 from nettrim.programs.penalties.l1 import EntryCosts
 from nettrim.solvers.polish import MET
 from nettrim.solvers.problem import Problem
-from nettrim.solvers.refit import fit_support
+from nettrim.solvers.refit import HARD_WEIGHT, fit_support
 
 _RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
 _FURTHER = (1.0, 8.0, 64.0)  # margins, in the usual ones, at which a point is aimed inside the constraint
-_HARDER = 1e4  # how much more a bound that must hold pushes than one whose distance counts
 _HUGE = 1e5  # a proved lower bound this many times the plausible weight is called infeasible
 
 
@@ -114,7 +113,7 @@ def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:
 def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     """Multipliers under which every feasible weight would be absurdly large, or None."""
     soft, hard = problem.distance(problem.design.forward(fitted))
-    dual = -(soft + _HARDER * hard)
+    dual = -(soft + HARD_WEIGHT * hard)
     support = support_value(dual, problem.lower, problem.upper, dim=1).sum()
     epsilon = problem.epsilon[0] if problem.epsilon is not None else 0.0
     surplus = float(support - epsilon * soft.norm())
