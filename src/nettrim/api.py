@@ -134,7 +134,7 @@ def trim(
     executor: where layers and blocks of neurons are solved; None: processes, threads or one thread of this machine,
     whichever the work and what is installed call for (docs/scale.md).
     checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
-    device: where programs are solved.
+    device: where the network's copy runs, programs are solved, and the trimmed network stays; None: where the model is.
     memory_budget: bytes that the samples of a layer and a solver's working arrays may take, beside the model, the data
     and what a layer answers; samples beyond half of it go to files.
     progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.

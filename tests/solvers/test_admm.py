@@ -1,9 +1,9 @@
-"""ADMM's first penalty parameter: what the dense weights say about it, and where they say nothing."""
+"""ADMM's penalty parameter: what the dense weights say about the first, where they say nothing, and what mends it."""
 
 import pytest
 import torch
 
-from nettrim import Program, solve
+from nettrim import L1, Program, solve
 from nettrim.solvers import admm
 from nettrim.solvers.design import make_design
 from nettrim.solvers.problem import make_problem
@@ -38,3 +38,38 @@ def test_elsewhere_it_follows_the_weights() -> None:
     """rho turns responses into penalties, so twice the penalty at the same responses means twice the rho."""
     program, weight, _ = layer(60, "distance", samples=400)
     assert first_rho(program, 2 * weight) == pytest.approx(2 * first_rho(program, weight), rel=1e-6)
+
+
+def biased(constraint: str) -> Program:
+    """Inputs of one sign that mostly rise and fall together, and a bias that costs nothing."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.rand(2000, 1, generator=generator) + 2
+    inputs = (common + 0.3 * torch.randn(2000, 40, generator=generator)).clamp(min=0)
+    inputs = torch.cat([inputs, torch.ones(2000, 1)], dim=1)
+    weight = torch.randn(12, 41, generator=generator)
+    weight[:, :40] -= weight[:, :40].mean(dim=1, keepdim=True)
+    responses = (inputs @ weight.T).relu()
+    penalty = L1().with_free_columns(torch.arange(41) == 40)
+    return Program.relu(
+        inputs, responses, 0.06 * responses.norm(dim=0), constraint, budget="neuron", penalty=penalty
+    )
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_a_first_rho_that_is_far_too_small_is_raised(monkeypatch: pytest.MonkeyPatch, constraint: str) -> None:
+    """Too small by any factor, it moves the penalised weights as soon, and is tuned to much the same."""
+    problem = make_problem(biased(constraint), make_design(biased(constraint).inputs, torch.float32, 1 << 30))
+
+    def run(share: float) -> admm.Admm:
+        state = admm.start(problem)
+        state.set_rho(share * state.rho)
+        for _ in range(60):
+            state.step()
+        return state
+
+    good, *small = [run(share) for share in (1.0, 1e-2, 1e-4, 1e-8)]
+    for state in (good, *small):
+        assert bool((state.w[:, :40] != 0).any(dim=1).all())
+        assert 0.2 < float((state.rho / good.rho).median()) < 5
+    monkeypatch.setattr(admm, "_RAMP_AT", 0)
+    assert not bool((run(1e-4).w[:, :40] != 0).any())

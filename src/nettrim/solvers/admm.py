@@ -17,7 +17,8 @@ from nettrim.programs.penalties import Penalty
 from nettrim.solvers.problem import Problem
 
 RELAXATION = 1.7
-_TUNE_AT = (40, 80)
+_RAMP_AT, _RAMP = 5, 1.5  # rho is raised until the weights' multipliers would reach so much of the gauge by then
+_TUNE_AT = (40, 60)
 _TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
 _RETRIES = (5.0, 0.2, 1.0)
 _SPANNED = 0.85  # of the initial weights' penalty: the least that the ridge fit of their responses has where they tell
@@ -54,6 +55,8 @@ class Admm:
         self.w = self.penalty.prox(u, 1 / (self.rho * self.problem.design.ratio))
         self.project()
         self.iteration += 1
+        if self.iteration == _RAMP_AT:
+            self.ramp()
         if self.iteration in _TUNE_AT:
             self.tune()
 
@@ -67,6 +70,19 @@ class Admm:
         squares = torch.linalg.vector_norm(gap, dim=1) ** 2
         self.shrink = ball_shrink(squares, self.rho[:, 0], self.problem)[:, None]
         self.z = box.addcmul_(gap, self.shrink)
+
+    def ramp(self) -> None:
+        """Raise a rho with which the weights would long stay zero.
+
+        They leave it when the gauge of their multipliers reaches 1, and from zero that grows in proportion to rho and
+        the iterations. Too large a rho is soon tuned down; too small a one makes no multiplier to tune it by.
+        """
+        gauge = self.penalty.gauge(self.rho * self.problem.design.ratio * (self.b - self.w))
+        usable = gauge > 0
+        if bool(usable.any()):
+            reached = float(gauge[usable].median())
+            if reached < 1:
+                self.set_rho(self.rho * (_RAMP / reached))
 
     def tune(self) -> None:
         """rho from the present multipliers and responses, within a factor of the block's median."""

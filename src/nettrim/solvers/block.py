@@ -24,10 +24,10 @@ from nettrim.solvers.repair import is_feasible, make_feasible, repair
 # ADMM iterations after which a candidate is polished; later ones are 1.6 times apart. Bounds that must hold take ADMM
 # longer to find.
 _CHECKS = (60, 110, 180, 280)
-_STRICT_CHECKS = (110, 180, 280, 450)
+_STRICT_CHECKS = (80, 140, 230, 400)
 _DOUBT = 3  # the check from which a group without any feasible point is tested for infeasibility
 _INTERIOR_CHECKS = 1  # checks after which groups still open leave ADMM for the interior-point method
-_CLOSING = 0.125  # share of the open groups that a check closes if the next one, too, is worth its iterations: ...
+_CLOSING = 0.0625  # share of the open groups that a check closes if the next one, too, is worth its iterations: ...
 _WIDE = 64  # ... from so many inputs on, where a central path costs many times as much
 _EXACT_CHECKS = 1  # checks after which an exact group goes to the linear-programming solver
 _STRAGGLING = 0.125  # share of groups with hard bounds which, left by the first check, leave ADMM at once

@@ -63,9 +63,12 @@ class Cvxpy:
     def solve(self, program: Program, tolerance: float, initial: Tensor | None = None) -> Solution:
         """Solve `program` budget group by budget group; `initial` (out, in) is only the answer of last resort.
 
-        Raises InputError where the form cannot state the program.
+        CVXPY works on the CPU: a program elsewhere is brought there and its solution back. Raises InputError where the
+        form cannot state the program.
         """
         began = time.perf_counter()
+        home, program = program.inputs.device, program.to(torch.device("cpu"))
+        initial = None if initial is None else initial.cpu()
         weight = program.inputs.new_zeros(program.shape, dtype=torch.float64)
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
@@ -81,7 +84,7 @@ class Cvxpy:
                 for row in rows.tolist():
                     ending[row] = Ending.INFEASIBLE if infeasible else Ending.SOLVED
         solution = finish(program, weight, dual, initial, tolerance, ending)
-        return replace(solution, seconds=time.perf_counter() - began)
+        return replace(solution.to(home), seconds=time.perf_counter() - began)
 
     def _solve_block(self, program: Program, tolerance: float) -> tuple[Tensor, Tensor, bool]:
         """Weights (rows, in), multipliers (samples, rows), and whether these prove that nothing is feasible."""
