@@ -100,6 +100,12 @@ def test_options(model, data, options):
         assert skipped.name == "head" and torch.equal(trimmed.model.head.weight, model.head.weight)
 
 
+def test_a_trim_is_shown_in_a_line_and_printed_as_its_report(model, data):
+    trimmed = nettrim.trim(model, data, epsilon=0.05)
+    assert repr(trimmed) == f"<Trimmed: {trimmed.report.headline}>"
+    assert str(trimmed) == str(trimmed.report)
+
+
 def test_same_seed_same_answer(model, data):
     one, other = (nettrim.trim(model, data, epsilon=0.1, seed=3) for _ in range(2))
     assert same(state(one.model), state(other.model))

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from nettrim.models.onnx_shrink import ShrunkOnnx
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trimmed:
-    """A trimmed model and everything that was measured of it."""
+    """A trimmed model and everything that was measured of it; printed, its report."""
 
     model: Any  # a pruned copy: a module with the caller's training flags, or of an ONNX file a ModelProto
     report: Report
@@ -48,6 +48,12 @@ class Trimmed:
     layers: tuple[LayerOutcome, ...]  # the new weights of each trimmed layer, and what backs its certificate
     plan: Mapping[str, Any]  # changes of structure (BatchNorm folded away), to be replayed when loading
     samples: Samples
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.report.headline}>"
+
+    def __str__(self) -> str:
+        return str(self.report)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write model.safetensors, report.json, recipe.toml and what `nettrim.verify` needs; no pickle.
@@ -66,7 +72,7 @@ class Trimmed:
         return self.samples.calibration[0].rows(0, 4)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrimmedOnnx(Trimmed):
     """A trimmed ONNX file: `model` is a checked ModelProto, to be written with `save` or `onnx.save`."""
 
