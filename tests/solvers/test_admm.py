@@ -6,7 +6,7 @@ import torch
 from nettrim import L1, Program, solve
 from nettrim.solvers import admm
 from nettrim.solvers.design import make_design
-from nettrim.solvers.problem import make_problem
+from nettrim.solvers.problem import Problem, make_problem
 
 
 def layer(rank: int, constraint: str, samples: int = 80, columns: int = 60):
@@ -19,8 +19,12 @@ def layer(rank: int, constraint: str, samples: int = 80, columns: int = 60):
     return Program.relu(inputs, responses, 0.1 * responses.norm(dim=0), constraint, budget="neuron"), weight, moved
 
 
+def problem_of(program: Program) -> Problem:
+    return make_problem(program, make_design(program.inputs, torch.float32, 1 << 30))
+
+
 def first_rho(program: Program, initial: torch.Tensor) -> float:
-    problem = make_problem(program, make_design(program.inputs, torch.float32, 1 << 30))
+    problem = problem_of(program)
     return float(admm.start(problem, initial.double() / problem.weight_scale).rho[0])
 
 
@@ -58,7 +62,7 @@ def biased(constraint: str) -> Program:
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
 def test_a_first_rho_that_is_far_too_small_is_raised(monkeypatch: pytest.MonkeyPatch, constraint: str) -> None:
     """Too small by any factor, it moves the penalised weights as soon, and is tuned to much the same."""
-    problem = make_problem(biased(constraint), make_design(biased(constraint).inputs, torch.float32, 1 << 30))
+    problem = problem_of(biased(constraint))
 
     def run(share: float) -> admm.Admm:
         state = admm.start(problem)

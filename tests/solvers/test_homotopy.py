@@ -118,8 +118,9 @@ def test_a_distance_that_no_weights_reach():
     assert solve_row(lassos, 1.0, 1.01 * least) is not None
 
 
-@pytest.mark.parametrize("constraint", ["distance", "strict"])
-def test_nearly_dead_neurons_need_no_interior_point_method_on_a_path(monkeypatch, constraint):
+# of 60 neurons: what binds is not always told by the multipliers that end a central path, as the first solution's do
+@pytest.mark.parametrize(("constraint", "most"), [("distance", 1), ("strict", 4)])
+def test_nearly_dead_neurons_need_no_interior_point_method_on_a_path(monkeypatch, constraint, most):
     """Few samples count, and the support is nearly as large as the number of those that count or bind: full Newton
     steps and passes that change many signs at once diverge from the next epsilon's solution."""
     generator = torch.Generator().manual_seed(0)
@@ -139,8 +140,7 @@ def test_nearly_dead_neurons_need_no_interior_point_method_on_a_path(monkeypatch
     for share in (0.026, 0.034, 0.044, 0.057, 0.074):
         solution = solve(replace(program, epsilon=share * responses.norm(dim=0).double()), 1e-4, warm=solution)
         assert solution.certified
-    # of 60: what binds is not always told by the multipliers that end a central path, as the first solution's do
-    assert sum(called) <= 5
+    assert sum(called) <= most
 
 
 def test_a_row_that_cannot_be_led_stays_where_it_was(monkeypatch):
