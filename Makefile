@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types contract lowest bench-solver bench-path bench-robustness bench-scale bench-kill bench-ray check clean
+.PHONY: help setup demo test lint format types contract lowest bench-solver bench-path bench-robustness bench-largest bench-scale bench-kill bench-ray check clean
 
 # Threads that wait must not spin: on a shared machine they take the cores from the threads that work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -65,6 +65,9 @@ bench-path: setup ## a warm-started path of ten epsilons beside single solves
 
 bench-robustness: setup ## 2,000 generated programs, some of them hopeless
 	$(BIN)/python benchmarks/robustness.py --count 2000 --summary $(BENCH_ARGS)
+
+bench-largest: setup ## the paper's largest layer, on a GPU where there is one; BENCH_ARGS='--neurons 16' for a CPU
+	$(BIN)/python benchmarks/largest_layer.py $(BENCH_ARGS)
 
 bench-scale: setup ## fit the cost model of docs/scale.md and try it on larger blocks
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py

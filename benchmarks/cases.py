@@ -27,7 +27,7 @@ def catalogue(rows: int) -> Iterator[Entry]:
     """All cases, with `rows` neurons of each layer (fewer where it has fewer)."""
 
     def one(name: str, of: str, layer: int, eps: float, constraint: str, **more: object) -> Entry:
-        settings = {key: more.pop(key) for key in ("budget", "samples", "rank") if key in more}
+        settings = {key: more.pop(key) for key in ("budget", "samples", "rank", "free_bias") if key in more}
         settings["rows"] = more.pop("rows", rows)
         return Entry(f"{name}-{constraint}", lambda: layer_case(net(of), layer, eps, constraint, **settings), **more)  # type: ignore[arg-type]
 
@@ -45,6 +45,9 @@ def catalogue(rows: int) -> Iterator[Entry]:
             yield one(f"small-{layer + 1}-P150", "small", layer, 0.05, constraint, samples=150)
     for constraint in CONSTRAINTS:
         yield one("small-1-rank64", "small", 0, 0.05, constraint, samples=2000, rank=64)
+    for constraint in CONSTRAINTS:
+        for layer in (1, 0):
+            yield one(f"small-{layer + 1}-bias", "small", layer, 0.05, constraint, free_bias=True, counted=not layer)
     for variant in ("distance", "positive", "published"):
         yield Entry(f"small-2-cascade-{variant}", lambda variant=variant: _cascade(variant, rows))
     for layer in (1, 0):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from nettrim.experiments.mnist import Images, cache_folder, has_mnist, load_digits_instead, load_mnist
 from nettrim.programs import Program
+from nettrim.programs.penalties import L1
 from nettrim.solvers import solve
 
 GAMMA = 1.1  # how much a cascade's tolerance is inflated over the dense weights' own discrepancy
@@ -124,10 +125,12 @@ def layer_case(
     rows: int = 64,
     samples: int | None = None,
     rank: int | None = None,
+    free_bias: bool = False,
 ) -> Case:
     """The first `rows` neurons of a layer, tolerance `relative` times the responses' norm (each neuron's, or joint).
 
-    `rank` replaces the inputs by the nearest of that rank, up to rounding, and the responses by what they give.
+    `rank` replaces the inputs by the nearest of that rank, up to rounding, and the responses by what they give. The bias
+    costs what a weight does, as for the rivals, or nothing (`free_bias`), as in a trim.
     """
     inputs, weight = net.inputs[layer][:samples], net.weights[layer]
     responses = net.responses[layer][:samples]
@@ -142,14 +145,18 @@ def layer_case(
         norms = some.double().norm(dim=0)
         epsilon = relative * (norms if budget == "neuron" else norms.norm())
         build: Callable[..., Program] = Program.linear if linear else Program.relu
-        return build(inputs, some, epsilon, constraint=constraint, budget=budget)
+        return build(inputs, some, epsilon, constraint=constraint, budget=budget, penalty=penalty)
 
+    costs = torch.ones(1, inputs.shape[1])
+    costs[:, -1] = 0
+    penalty = L1(costs) if free_bias else None
     rows = min(rows, len(weight))
     others = rows + (responses[:, rows:] != 0).any(dim=0).nonzero()[:1, 0]
     spare = (program(others), weight[others]) if len(others) else None
     first = torch.arange(rows)
     name = f"{net.name}, layer {layer + 1}" + (" (linear)" if linear else "")
     name += f", rank {rank}" if rank else ""
+    name += ", free bias" if free_bias else ""
     return Case(name, constraint, f"{relative:g}", budget, program(first), weight[:rows], spare)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nettrim.programs import group_sums
 from nettrim.programs.penalties import Penalty
+from nettrim.solvers.precision import tensor_cores
 from nettrim.solvers.problem import Problem
 
 RELAXATION = 1.7
@@ -46,9 +47,11 @@ class Admm:
     def step(self) -> None:
         """One iteration: two large products, one small, elementwise work."""
         design = self.problem.design
-        rhs = design.pull(torch.sub(self.a, self.z, alpha=2)).add_(self.b - 2 * self.w, alpha=design.ratio).neg_()
-        u = rhs @ design.inverse
-        v = design.product(u)
+        with tensor_cores(design.device):
+            pulled = design.pull(torch.sub(self.a, self.z, alpha=2))
+        u = pulled.add_(self.b - 2 * self.w, alpha=design.ratio).neg_() @ design.inverse
+        with tensor_cores(design.device):
+            v = design.product(u)
         # the relaxed point plus the multiplier: alpha v + (1 - alpha) z + (a - z)
         self.a = torch.add(self.a, v.sub_(self.z), alpha=RELAXATION, out=v)
         self.b = u = torch.add(self.b, u.sub_(self.w), alpha=RELAXATION, out=u)

@@ -23,6 +23,7 @@ _ROOM = 1 << 30  # bytes of working arrays beside the copies of the samples, wit
 _MATRIX_SHARE, _FACTOR_SHARE = 4, 8  # of the budget's rest, for Gram matrices and for their factors
 _BLOCKS, _BLOCKED = 5, 100  # of a symmetric product, from so many columns on
 _ROUNDING, _CLEARLY = 1e-12, 100  # of a column's squares: added before pivots are counted that exceed it so many times
+_TINY = 2.0**-40  # scalings from here to its inverse leave float32 products within its range
 _CACHE_SHARE = 2  # of the budget, for the samples in float64
 
 
@@ -187,18 +188,26 @@ class Design:
         return replace(self, picked=picked, wide=None, narrow=None, made=None)
 
     def _streamed_product(self, weight: Tensor) -> Tensor:
-        """X w in the precision of `weight`, slice by slice."""
+        """X w in the precision of `weight`, slice by slice unless the source itself will do."""
+        if self._as_it_is(weight.dtype):
+            return (weight * self.factor) @ self.source.T
         result = weight.new_empty(weight.shape[0], self.samples)
         for place, part in self._slices(weight.dtype):
             result[:, place] = weight @ part.T
         return result
 
     def _streamed_pull(self, values: Tensor) -> Tensor:
-        """X'r in the precision of `values`, slice by slice."""
+        """X'r in the precision of `values`, slice by slice unless the source itself will do."""
+        if self._as_it_is(values.dtype):
+            return (values * self.factor) @ self.source
         result = values.new_zeros(values.shape[0], self.width)
         for place, part in self._slices(values.dtype):
             result += values[:, place] @ part
         return result
+
+    def _as_it_is(self, dtype: torch.dtype) -> bool:
+        """Whether products in this precision can take the source unscaled: the other factor bears the scaling."""
+        return dtype == self.dtype and self.picked is None and _TINY <= self.factor <= 1 / _TINY
 
     def _slices(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         for begin in range(0, self.samples, self.slice_rows):

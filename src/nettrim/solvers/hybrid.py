@@ -18,12 +18,15 @@ from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.design import Design, make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.polish import Guess, binding
+from nettrim.solvers.precision import full_precision
 from nettrim.solvers.presolve import Reduced, presolve
 from nettrim.solvers.problem import Problem, make_problem
 from nettrim.solvers.rescue import can_rescue, rescue
 
 _ARRAYS = 24  # (rows, samples) working arrays of four bytes that a block holds at its peak, float64 ones counted twice
 _CURVATURE_SHARE = 8  # of the budget, for the rows' Gram matrices that are kept
+_MEMORY = 1 << 30  # bytes of the budget where none is named, but ...
+_CUDA_SHARE = 2  # ... on a CUDA device that share of what is free there, if that is more
 _PATIENCE = 720  # ADMM iterations after which a small degenerate program is better left to a general solver
 
 
@@ -40,23 +43,33 @@ class Carried:
 class Hybrid:
     """Settings of the default solver; none needs to be touched.
 
-    `max_iterations` bounds ADMM's iterations per block; `rows_per_block` the rows that are solved together (None: as
-    many as `memory_budget` bytes of working arrays allow). `rescue` hands small budget groups that are still
-    uncertified, which are degenerate ones, to a general solver where one is installed.
+    `max_iterations` bounds ADMM's iterations per block; `memory_budget` the bytes of working arrays (None: 1 GiB, on a
+    CUDA device half of what is free there if that is more); `rows_per_block` the rows that are solved together (None:
+    as many as the budget allows). `rescue` hands small budget groups that are still uncertified, which are degenerate
+    ones, to a general solver where one is installed.
     """
 
     max_iterations: int = 3000
     rows_per_block: int | None = None
-    memory_budget: int = 1 << 30
+    memory_budget: int | None = None
     rescue: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_iterations", "memory_budget"):
-            if getattr(self, name) < 1:
-                raise InputError(should(name, "at least 1", repr(getattr(self, name))))
-        if self.rows_per_block is not None and self.rows_per_block < 1:
-            raise InputError(should("rows_per_block", "at least 1, or None", repr(self.rows_per_block)))
+        if self.max_iterations < 1:
+            raise InputError(should("max_iterations", "at least 1", repr(self.max_iterations)))
+        for name in ("rows_per_block", "memory_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(should(name, "at least 1, or None", repr(value)))
 
+    def memory(self, device: torch.device) -> int:
+        """The budget in bytes for a program on this device."""
+        if self.memory_budget is not None:
+            return self.memory_budget
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        return max(_MEMORY, free // _CUDA_SHARE)
+
+    @full_precision()
     def solve(
         self,
         program: Program,
@@ -74,12 +87,13 @@ class Hybrid:
         dual = program.inputs.new_zeros(program.upper.shape, dtype=torch.float64)
         ending = [Ending.ZERO] * program.shape[0]
         along = carried or Carried()
-        reduced = presolve(program, self.memory_budget, along.reduced)
+        memory = self.memory(program.inputs.device)
+        reduced = presolve(program, memory, along.reduced)
         iterations, gemms = 0, 0.0
         if reduced.program is not None:
             inner = reduced.program
             dense = None if initial is None else initial[reduced.rows][:, reduced.columns]
-            design, curvatures = self._prepare(reduced, inner, along)
+            design, curvatures = self._prepare(reduced, inner, memory, along)
             for block in self._blocks(inner, design.room):
                 problem = make_problem(inner if len(block) == inner.shape[0] else inner.rows(block), design)
                 rows = reduced.rows[block]
@@ -102,13 +116,15 @@ class Hybrid:
             solution = rescue(program, solution, tolerance)
         return replace(solution, iterations=iterations, gemms=gemms, seconds=time.perf_counter() - began)
 
-    def _prepare(self, reduced: Reduced, program: Program, carried: Carried) -> tuple[Design, Curvatures]:
+    def _prepare(
+        self, reduced: Reduced, program: Program, memory: int, carried: Carried
+    ) -> tuple[Design, Curvatures]:
         """What the blocks of a reduced program share, taken from `carried` or left there."""
         exact = program.epsilon is not None and bool((program.epsilon == 0).any())
         precision = program.inputs.dtype if isinstance(program.penalty, L1) and not exact else torch.float64
         design, curvatures = carried.design, carried.curvatures
         if design is None or curvatures is None or design.precision != precision:
-            design = make_design(program.inputs, precision, self.memory_budget)
+            design = make_design(program.inputs, precision, memory)
             curvatures = Curvatures(design.room // _CURVATURE_SHARE)
         carried.reduced, carried.design, carried.curvatures = reduced, design, curvatures
         return design, curvatures

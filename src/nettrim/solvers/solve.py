@@ -97,6 +97,6 @@ def _ready(
     if initial is not None and (tuple(initial.shape) != program.shape or not bool(torch.isfinite(initial).all())):
         raise DataError(should("initial", f"finite and of shape {program.shape}", f"shape {tuple(initial.shape)}"))
     if solver is None:
-        solver = Hybrid() if memory_budget is None else Hybrid(memory_budget=memory_budget)
+        solver = Hybrid(memory_budget=memory_budget)
     moved = program if device is None else program.to(torch.device(device))
     return solver, moved, None if initial is None else initial.to(moved.inputs.device)
