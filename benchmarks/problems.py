@@ -129,8 +129,8 @@ def layer_case(
 ) -> Case:
     """The first `rows` neurons of a layer, tolerance `relative` times the responses' norm (each neuron's, or joint).
 
-    `rank` replaces the inputs by the nearest of that rank, up to rounding, and the responses by what they give. The bias
-    costs what a weight does, as for the rivals, or nothing (`free_bias`), as in a trim.
+    `rank` replaces the inputs by the nearest of that rank, up to rounding, and the responses by what they give. The
+    bias costs what a weight does, as for the rivals, or nothing (`free_bias`), as in a trim.
     """
     inputs, weight = net.inputs[layer][:samples], net.weights[layer]
     responses = net.responses[layer][:samples]

@@ -14,8 +14,9 @@ from generate import generate
 
 import nettrim
 from nettrim import Program, Solution, solve
+from nettrim.certificates import check_dual_certificate, dual_certificate
 from nettrim.programs.penalties import GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm
-from nettrim.solvers import Cvxpy, solve_path
+from nettrim.solvers import Cvxpy, find_dual_certificate, solve_path
 
 
 def layer(constraint: str = "distance", budget: str = "neuron", penalty=None) -> Program:
@@ -128,3 +129,39 @@ def test_a_network(options: dict, lies: str) -> None:
         state = {name: value.cpu() for name, value in there.model.state_dict().items()}
     assert home == {FAR}
     assert all(torch.equal(value, state[name]) for name, value in here.model.state_dict().items())
+
+
+def convolutions() -> tuple[torch.nn.Module, torch.Tensor]:
+    parts = (torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.BatchNorm2d(4))
+    grouped = (torch.nn.Conv2d(4, 6, 2, padding=1, groups=2), torch.nn.ReLU())
+    return torch.nn.Sequential(*parts, *grouped, torch.nn.Flatten(), torch.nn.Linear(96, 10)), torch.randn(100, 1, 8, 8)
+
+
+def attention() -> tuple[torch.nn.Module, torch.Tensor]:
+    return torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), torch.randn(40, 5, 8)
+
+
+@pytest.mark.parametrize("make", [convolutions, attention])
+@pytest.mark.parametrize("options", [{}, {"scheme": "cascade"}], ids=["default", "cascade"])
+@pytest.mark.usefixtures("replaced_parameters")
+def test_other_layers(make, options: dict) -> None:
+    """Positions of convolutions are drawn on the CPU, the four products of attention are told apart: both go along."""
+    model, data = make()
+    model.eval()
+    here = nettrim.trim(model, data, epsilon=0.1, progress=False, **options)
+    with Elsewhere():
+        there = nettrim.trim(model.to(FAR), data, epsilon=0.1, progress=False, **options)
+        state = {name: value.cpu() for name, value in there.model.state_dict().items()}
+    assert all(torch.equal(value, state[name]) for name, value in here.model.state_dict().items())
+
+
+def test_certificates_of_exact_recovery() -> None:
+    inputs, weight = torch.randn(60, 20), torch.zeros(20)
+    weight[:3] = torch.tensor([1.0, -1.0, 2.0])
+    here = find_dual_certificate(inputs, weight)
+    with Elsewhere():
+        far, sparse = inputs.to(FAR), weight.to(FAR)
+        found, made = find_dual_certificate(far, sparse), dual_certificate(far, sparse)
+        assert check_dual_certificate(far, sparse, found.multipliers).holds and found.holds and here.holds
+        assert found.multipliers.device == made.multipliers.device == FAR
+        assert torch.equal(found.multipliers.cpu(), here.multipliers)

@@ -65,8 +65,9 @@ def patches(inputs: Tensor, kernel: tuple[int, ...], geometry: Geometry, positio
         order = (0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))
         chosen = windows.permute(order)
     else:
+        positions = positions.to(inputs.device)
         sample = torch.arange(batch, device=inputs.device)[:, None].expand_as(positions)
-        place = torch.unravel_index(positions.to(inputs.device), space)
+        place = torch.unravel_index(positions, space)
         # The channel axis stays a slice between the index tensors, so the indexed axes come first.
         chosen = windows[(sample, slice(None), *place)]
     rows = chosen.reshape(-1, geometry.groups, (channels // geometry.groups) * prod(kernel))

@@ -209,6 +209,8 @@ class Program:
 
     def to(self, device: torch.device) -> Program:
         """The same program on another device; group indices stay on the CPU."""
+        if device == self.inputs.device:
+            return self
         return replace(
             self,
             inputs=self.inputs.to(device),

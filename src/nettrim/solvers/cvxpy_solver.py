@@ -256,7 +256,7 @@ def _penalty(problem: Problem, u: Any) -> Any:
             value = value + penalty.ridge / 2 * cp.sum(cp.multiply(costs, cp.square(u)))
         return value
     free = penalty.free(shape)
-    kept = np.arange(shape[1]) if free is None else np.flatnonzero(~free[0].cpu().numpy())
+    kept = np.arange(shape[1]) if free is None else np.flatnonzero(~free[0].numpy())
     if not len(kept):
         return 0
     part = u[:, kept]

@@ -84,15 +84,16 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
     multipliers = weight.new_zeros(len(inputs))
     if bool(support.any()) and len(used):
         scale = float(inputs.abs().max()) or 1.0
-        x = (inputs[used] / scale).numpy()
-        on, off = support.numpy(), ~support.numpy()
+        x = (inputs[used] / scale).cpu().numpy()
+        on = support.cpu().numpy()
+        off = ~on
         count = len(used)
         # variables: nu (scaled) and the largest |Lambda| off the support, tau
         objective = np.r_[np.zeros(count), 1.0]
         equal = np.c_[x[:, on].T, np.zeros(on.sum())]
         outside = x[:, off].T
         tied = -np.ones((off.sum(), 1))
-        kink = kinks[used].numpy()
+        kink = kinks[used].cpu().numpy()
         below = np.zeros((kink.sum(), count + 1))  # nu on a kink <= (tau - 1) * size: strictly negative once tau < 1
         below[np.arange(kink.sum()), np.flatnonzero(kink)] = 1.0
         below[:, -1] = -1.0
@@ -104,7 +105,7 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
             rows if len(rows) else None,
             limits if len(rows) else None,
             equal,
-            np.sign(weight[support].numpy()),
+            np.sign(weight[support].cpu().numpy()),
             bounds,
         )
         result = _linprog(*problem)
@@ -113,7 +114,7 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
                 break
             result = _linprog(*problem, tolerance=tolerance)
         if result.status == 0:
-            multipliers[used] = torch.as_tensor(result.x[:-1]) / scale
+            multipliers[used] = torch.as_tensor(result.x[:-1]).to(multipliers) / scale
         elif result.status != 2:
             warnings.warn(
                 f"HiGHS neither found a dual certificate nor proved that there is none: {result.message}", stacklevel=2
