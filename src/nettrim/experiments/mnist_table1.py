@@ -18,9 +18,10 @@ from nettrim.experiments.training import Training, train
 from nettrim.experiments.verdicts import Claim
 
 PANELS = ("a", "b")  # smaller and larger epsilon
+CASCADE = "ours C"
 # the paper's method at the paper's discrepancy, and at its pruning; ours at NT's discrepancy, at its sparsity, and at
-# the paper's pruning
-METHODS = ("NT", "NT P", "ours D", "ours S", "ours P")
+# the paper's pruning; ours in cascade, as sparse as either
+METHODS = ("NT", "NT P", "ours D", "ours S", "ours P", CASCADE)
 TRIMMED = "trimmed."
 _ROWS = (  # as in the paper
     ("Init. Mod. Acc. (%)", "initial accuracy"),
@@ -53,9 +54,24 @@ _MORE = (
     ("our default, the paper's pruning: accuracy (%)", "ours P", "accuracy"),
     ("our default, the paper's pruning, + FT: accuracy (%)", "ours P", "tuned accuracy"),
     ("our default, the paper's pruning: epsilon", "ours P", "epsilon"),
+    ("our default in cascade: pruning (%)", CASCADE, "pruning"),
+    ("our default in cascade: discrepancy (%)", CASCADE, "discrepancy"),
+    ("our default in cascade: accuracy (%)", CASCADE, "accuracy"),
+    ("our default in cascade, + FT: accuracy (%)", CASCADE, "tuned accuracy"),
+    ("our default in cascade: epsilon", CASCADE, "epsilon"),
 )
-_SEEDS = {"seeds": "NT", "seeds at the paper's pruning": "NT P", "seeds of our default, the paper's pruning": "ours P"}
+_SEEDS = {
+    "seeds": "NT",
+    "seeds at the paper's pruning": "NT P",
+    "seeds of our default, the paper's pruning": "ours P",
+    "seeds of our default in cascade": CASCADE,
+}
 _EQUAL = {"equal discrepancy": "ours D", "equal sparsity": "ours S"}
+_WHOSE = (
+    ("our networks are", ("NT", "NT P")),
+    ("by our default, they are", ("ours S", "ours P")),
+    ("by our default in cascade, they are", (CASCADE,)),
+)
 Column = Mapping[str, Any]
 Network = Callable[[], nn.Module]  # trained when it is first asked for
 Found = dict[tuple[str, str, str], dict[str, float]]  # (column, panel, method) -> means over the seeds
@@ -138,6 +154,7 @@ def _trim(context: Context, data: Images, network: Network, name: str, panel: st
     how = dict(PAPER if method.startswith("NT") else OURS)
     if column["hidden"] == "cnn":
         how["targets"] = ("8", "10")  # N retrains the fully connected layers alone
+    how["scheme"] = "cascade" if method == CASCADE else "parallel"
     more = {"device": context.device, "tolerance": options["tolerance"], "budget": options["budget"], **how}
 
     def attempt(epsilon: float) -> Pruned:
@@ -146,12 +163,14 @@ def _trim(context: Context, data: Images, network: Network, name: str, panel: st
 
     if seed == 0:
         first = None if method == "NT" else _needed(context, data, network, name, panel, "NT")
-        if method in ("NT P", "ours S", "ours P"):
+        if method in ("NT P", "ours S", "ours P", CASCADE):
             assert first is not None
-            target, start = first.numbers["total"], first.numbers["epsilon"]
-            if method.endswith(" P"):
-                kept, target = target, _kept(name, panel, first.numbers["before"])
-                start *= (kept / target) ** 2  # about how the weights that are kept fall with epsilon
+            target = kept = first.numbers["total"]
+            if method != "ours S":
+                theirs = _kept(name, panel, first.numbers["before"])
+                target = theirs if method.endswith(" P") else min(theirs, kept)
+            # about how the weights that are kept fall with epsilon
+            start = first.numbers["epsilon"] * (kept / target) ** 2
             pruned = seek(attempt, lambda found: found.total, target, start, rising=False,
                           within=options["within"], most=options["attempts"])  # fmt: skip
         else:
@@ -303,7 +322,7 @@ def _beside_hptd(runs: Collection[Mapping[str, float]]) -> tuple[bool, str]:
 def at_their_pruning(found: Found, paper: Paper) -> list[Claim]:
     """Where as much is pruned as in the paper, at most half a point less: accuracy beside the paper's and HPTD's."""
     claims = []
-    for whose, methods in (("our networks are", ("NT", "NT P")), ("by our default, they are", ("ours S", "ours P"))):
+    for whose, methods in _WHOSE:
         cells = {
             place[:2]: numbers
             for place, numbers in found.items()
