@@ -54,6 +54,7 @@ _MORE = (
     ("our default, the paper's pruning: accuracy (%)", "ours P", "accuracy"),
     ("our default, the paper's pruning, + FT: accuracy (%)", "ours P", "tuned accuracy"),
     ("our default, the paper's pruning: epsilon", "ours P", "epsilon"),
+    ("our default in cascade: Init. Mod. Acc. (%)", CASCADE, "dense accuracy"),
     ("our default in cascade: pruning (%)", CASCADE, "pruning"),
     ("our default in cascade: discrepancy (%)", CASCADE, "discrepancy"),
     ("our default in cascade: accuracy (%)", CASCADE, "accuracy"),
@@ -182,6 +183,7 @@ def _trim(context: Context, data: Images, network: Network, name: str, panel: st
         other = _first_seed(context, data, column, name, panel, method)
         pruned = attempt(other)
     numbers = pruned.numbers() | {
+        "dense accuracy": tested(dense, data, context),  # of this very network, which a record's need not be
         "pruning": 100 * (1 - pruned.total / pruned.before),
         "accuracy": tested(pruned.model, data, context),
         **_tuned(context, data, pruned.model, column, seed, ""),
