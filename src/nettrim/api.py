@@ -142,7 +142,8 @@ def trim(
     checkpoint: a directory for finished work, where an interrupted trim of the same model, data and recipe goes on.
     device: where the network's copy runs, programs are solved, and the trimmed network stays; None: where the model is.
     memory_budget: bytes that the samples of a layer and a solver's working arrays may take, beside the model, the data
-    and what a layer answers; samples beyond half of it go to files.
+    and what a layer answers; samples beyond half of it go to files. None: all samples in memory, and a solver's arrays
+    take 1 GiB or, on a CUDA device, half of what is free there.
     progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.
     recipe: all options as one value; keyword options that are not at their defaults override it.
     The other options are those of `nettrim.Recipe`. N Algorithms 1 and 2.
