@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
 from nettrim.programs import Program
 from nettrim.solvers import refit, solve
-from nettrim.solvers.design import make_design, symmetric_product
+from nettrim.solvers.design import Design, make_design, symmetric_product
 
 
 def inputs_of(seed: int = 0) -> torch.Tensor:
@@ -74,6 +76,27 @@ def test_a_small_budget_changes_no_answer(constraint: str, size: float, tmp_path
     assert other.certificate.objective == pytest.approx(one.certificate.objective, rel=1e-4)
     first, second = refit(kept, one.weight), refit(streamed, one.weight, memory_budget=50_000)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_products_read_a_source_where_it_lies_unless_they_would_copy_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows or columns in one piece are read as they are; of others a slice is copied at a time."""
+    whole = torch.randn(600, 40, generator=torch.Generator().manual_seed(3))
+    weight, values = torch.randn(3, 20), torch.randn(3, 300)
+    slices, walk = [], Design._slices
+
+    def noted(design: Design, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+        slices.append(dtype)
+        return walk(design, dtype)
+
+    monkeypatch.setattr(Design, "_slices", noted)
+    columns = whole[:300, :20].T.contiguous().T
+    for inputs, copied in ((whole[:300, :20], False), (columns, False), (whole[::2, ::2], True)):
+        design = make_design(inputs, torch.float32, memory=1 << 14)
+        slices.clear()
+        product, pulled = design.product(weight), design.pull(values)
+        assert design.narrow is None and bool(slices) == copied
+        torch.testing.assert_close(design.scale * product, weight @ inputs.T)
+        torch.testing.assert_close(design.scale * pulled, values @ inputs)
 
 
 @pytest.mark.parametrize("width", [99, 100, 103, 260])

@@ -206,8 +206,12 @@ class Design:
         return result
 
     def _as_it_is(self, dtype: torch.dtype) -> bool:
-        """Whether products in this precision can take the source unscaled: the other factor bears the scaling."""
-        return dtype == self.dtype and self.picked is None and _TINY <= self.factor <= 1 / _TINY
+        """Whether products in this precision can take the source unscaled: the other factor bears the scaling.
+
+        Of a source with gaps along both axes they would make a copy first, as large as itself.
+        """
+        usable = dtype == self.dtype and self.picked is None and 1 in self.source.stride()
+        return usable and _TINY <= self.factor <= 1 / _TINY
 
     def _slices(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         for begin in range(0, self.samples, self.slice_rows):
