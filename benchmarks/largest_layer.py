@@ -19,19 +19,19 @@ from pathlib import Path
 
 import torch
 from cases import CONSTRAINTS
-from problems import images, with_ones
-from torch import Tensor, nn
+from problems import Case, Net, images, layer_case, with_ones
+from torch import nn
 
 from nettrim.experiments.training import Training, accuracy, train
-from nettrim.programs import Program
-from nettrim.solvers import Solution, Status, solve
+from nettrim.layerwise.matrices import augmented
+from nettrim.solvers import Solution, solve
 
 RESULT = Path(__file__).parent / "results" / "largest-layer.json"
 TRAINING = Training(epochs=3, batch=100, rate=1e-3, cosine=True)
 
 
-def features(device: torch.device, count: int) -> tuple[Tensor, Tensor, float]:
-    """Inputs (P, 1569) with a column of ones, weights (512, 1569) with the bias, and the network's accuracy."""
+def network(device: torch.device, count: int) -> Net:
+    """The fully connected layers on `count` samples, (512, 1569) and (10, 513) with the biases."""
     data = images()
     left = data.side // 4
     torch.manual_seed(0)
@@ -41,31 +41,28 @@ def features(device: torch.device, count: int) -> tuple[Tensor, Tensor, float]:
         *(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
     )
-    dense = nn.Linear(32 * left * left, 512)
-    model = nn.Sequential(convolutions, dense, nn.ReLU(), nn.Linear(512, 10)).to(device)
+    dense, last = nn.Linear(32 * left * left, 512), nn.Linear(512, 10)
+    model = nn.Sequential(convolutions, dense, nn.ReLU(), last).to(device)
     train(model, data.train.to(device), data.train_labels.to(device), TRAINING, seed=0)
-    right = accuracy(model, data.test.to(device), data.test_labels.to(device))
+    share = accuracy(model, data.test.to(device), data.test_labels.to(device)) / 100
     with torch.no_grad():
         parts = [convolutions(part.to(device)).cpu() for part in data.train[:count].split(1000)]
-    weight = torch.cat([dense.weight, dense.bias[:, None]], dim=1).detach().cpu()
-    return with_ones(torch.cat(parts)), weight, right
+    weights = [augmented(layer.weight, layer.bias).detach().cpu() for layer in (dense, last)]
+    inputs = [with_ones(torch.cat(parts))]
+    responses = [torch.relu(inputs[0] @ weights[0].T)]
+    inputs.append(with_ones(responses[0]))
+    responses.append(inputs[1] @ weights[1].T)
+    return Net("convolutions-512-10", weights, inputs, responses, share)
 
 
-def program(inputs: Tensor, weight: Tensor, relative: float, constraint: str) -> Program:
-    """The layer's, a budget for every neuron: `relative` times the norm of its response."""
-    responses = torch.relu(inputs @ weight.T)
-    epsilon = relative * responses.double().norm(dim=0)
-    return Program.relu(inputs, responses, epsilon, constraint=constraint, budget="neuron")
-
-
-def timed(layer: Program, weight: Tensor, tolerance: float, device: torch.device) -> tuple[Solution, float, float]:
+def timed(case: Case, tolerance: float, device: torch.device) -> tuple[Solution, float, float]:
     """The solution, seconds on the wall, and the most GiB of the device's memory that were taken (0 on a CPU)."""
-    there = layer.to(device)  # as in a trim, whose layers are captured there
+    there, initial = case.program.to(device), case.initial.to(device)  # as in a trim, whose layers are captured there
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    solution = solve(there, tolerance, initial=weight.to(device))
+    solution = solve(there, tolerance, initial=initial)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began
@@ -84,18 +81,17 @@ def main() -> None:
     parser.add_argument("--constraints", nargs="+", default=list(CONSTRAINTS), choices=CONSTRAINTS)
     options = parser.parse_args()
     device = torch.device(options.device)
-    inputs, weight, right = features(device, options.samples)
-    weight = weight[: options.neurons]
+    net = network(device, options.samples)
+    inputs, weight = net.inputs[0], net.weights[0][: options.neurons]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     size = f"{inputs.shape[1]} inputs, {len(weight)} of 512 neurons, {len(inputs)} samples"
-    print(f"{size}, on {device} ({where}); the network is {right:.2f} % right", flush=True)
+    print(f"{size}, on {device} ({where}); the network is {100 * net.accuracy:.2f} % right", flush=True)
     results = []
     for constraint in options.constraints:
-        small = program(inputs[:2000], weight[:4], options.epsilon, constraint)
-        timed(small, weight[:4], options.tolerance, device)
-        layer = program(inputs, weight, options.epsilon, constraint)
-        solution, seconds, peak = timed(layer, weight, options.tolerance, device)
-        live = [state for state in solution.status if state is not Status.ZERO]
+        timed(layer_case(net, 0, options.epsilon, constraint, rows=4, samples=2000), options.tolerance, device)
+        case = layer_case(net, 0, options.epsilon, constraint, rows=len(weight))
+        solution, seconds, peak = timed(case, options.tolerance, device)
+        live = [state for state, counts in zip(solution.status, case.live.tolist(), strict=True) if counts]
         told = {
             "device": where, "constraint": constraint, "epsilon": options.epsilon, "tolerance": options.tolerance,
             "inputs": inputs.shape[1], "neurons": len(weight), "live": len(live), "samples": len(inputs),

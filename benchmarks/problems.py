@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nettrim.experiments.mnist import Images, cache_folder, has_mnist, load_digits_instead, load_mnist
+from nettrim.layerwise.matrices import augmented
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import solve
@@ -83,7 +84,7 @@ def train(data: Images, hidden: tuple[int, ...], samples: int, fit: int, epochs:
     x = data.train[:samples]
     for index, linear in enumerate(linears):
         inputs.append(with_ones(x))
-        weights.append(torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach())
+        weights.append(augmented(linear.weight, linear.bias).detach())
         product = inputs[-1] @ weights[-1].T
         x = product if index == len(linears) - 1 else torch.relu(product)
         responses.append(x)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from elsewhere import FAR, Elsewhere, FarTensor
-from generate import generate
+from generate import generate, layer
 
 import nettrim
 from nettrim import Program, Solution, solve
@@ -19,16 +19,14 @@ from nettrim.programs.penalties import GroupL2Inputs, GroupL2Outputs, L1Frobeniu
 from nettrim.solvers import Cvxpy, find_dual_certificate, solve_path
 
 
-def layer(constraint: str = "distance", budget: str = "neuron", penalty=None) -> Program:
-    inputs = torch.randn(300, 40)
-    weight = torch.where(torch.rand(20, 40) < 0.3, torch.randn(20, 40), 0.05 * torch.randn(20, 40))
-    responses = (inputs @ weight.T).relu()
-    epsilon = 0.1 * (responses.norm(dim=0) if budget == "neuron" else responses.norm())
-    return Program.relu(inputs, responses, epsilon, constraint, budget=budget, penalty=penalty)
-
-
 def same(here: Solution, there: Solution) -> bool:
     return torch.equal(here.weight, there.weight.cpu()) and here.status == there.status
+
+
+def same_network(here: nettrim.Trimmed, there: nettrim.Trimmed) -> bool:
+    """To be asked where the device is there."""
+    far = there.model.state_dict()
+    return all(torch.equal(value, far[name].cpu()) for name, value in here.model.state_dict().items())
 
 
 def test_the_pretended_device_fails_where_a_real_one_would() -> None:
@@ -46,7 +44,7 @@ def test_the_pretended_device_fails_where_a_real_one_would() -> None:
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
 @pytest.mark.parametrize("budget", ["neuron", "layer"])
 def test_both_constraints_and_budgets(constraint: str, budget: str) -> None:
-    program = layer(constraint, budget)
+    program, _ = layer(constraint, budget)
     here = solve(program, 1e-4)
     with Elsewhere():
         assert same(here, solve(program, 1e-4, device=FAR))
@@ -76,7 +74,7 @@ def test_generated_programs(seed: int) -> None:
 
 @pytest.mark.parametrize("penalty", [GroupL2Inputs(), GroupL2Outputs(), MaxNorm(), L1Frobenius(frobenius=0.5)])
 def test_a_general_solver_is_brought_the_program(penalty) -> None:
-    program = layer(budget="layer", penalty=penalty)
+    program, _ = layer(budget="layer", penalty=penalty)
     here = solve(program, 1e-3, solver=Cvxpy("CLARABEL"))
     with Elsewhere():
         there = solve(program.to(FAR), 1e-3, solver=Cvxpy("CLARABEL"))
@@ -86,7 +84,7 @@ def test_a_general_solver_is_brought_the_program(penalty) -> None:
 
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
 def test_paths_and_warm_starts(constraint: str) -> None:
-    program = layer(constraint)
+    program, _ = layer(constraint)
     epsilons = [share * program.epsilon for share in (0.5, 1.0, 1.5)]
 
     def answers(program: Program) -> list[Solution]:
@@ -100,7 +98,8 @@ def test_paths_and_warm_starts(constraint: str) -> None:
 
 
 def test_a_memory_budget_and_exact_responses() -> None:
-    streamed, exact = layer(), replace(layer("strict"), epsilon=torch.zeros(20))
+    (streamed, _), (strict, _) = layer(), layer("strict")
+    exact = replace(strict, epsilon=torch.zeros(20))
     for program, options in ((streamed, {"memory_budget": 1 << 20}), (exact, {})):
         here = solve(program, 1e-4, **options)
         with Elsewhere():
@@ -125,10 +124,8 @@ def test_a_network(options: dict, lies: str) -> None:
         data = data.to(FAR) if lies == "model and data" else data
         where = {"device": FAR} if lies == "nothing" else {}
         there = nettrim.trim(model, data, epsilon=0.1, progress=False, **where, **options)
-        home = {parameter.device for parameter in there.model.parameters()}
-        state = {name: value.cpu() for name, value in there.model.state_dict().items()}
-    assert home == {FAR}
-    assert all(torch.equal(value, state[name]) for name, value in here.model.state_dict().items())
+        assert {parameter.device for parameter in there.model.parameters()} == {FAR}
+        assert same_network(here, there)
 
 
 def convolutions() -> tuple[torch.nn.Module, torch.Tensor]:
@@ -151,8 +148,7 @@ def test_other_layers(make, options: dict) -> None:
     here = nettrim.trim(model, data, epsilon=0.1, progress=False, **options)
     with Elsewhere():
         there = nettrim.trim(model.to(FAR), data, epsilon=0.1, progress=False, **options)
-        state = {name: value.cpu() for name, value in there.model.state_dict().items()}
-    assert all(torch.equal(value, state[name]) for name, value in here.model.state_dict().items())
+        assert same_network(here, there)
 
 
 def test_certificates_of_exact_recovery() -> None:

@@ -38,6 +38,23 @@ class Case:
     feasible: bool | None  # None: not known (rounding decides)
 
 
+def layer(
+    constraint: str = "distance",
+    budget: str = "neuron",
+    penalty: Penalty | None = None,
+    *,
+    samples: int = 300,
+    width: int = 40,
+    rows: int = 20,
+) -> tuple[Program, Tensor]:
+    """An ordinary ReLU layer, a third of whose weights are large, at a tolerance of a tenth; and its dense weights."""
+    inputs = torch.randn(samples, width)
+    weight = torch.where(torch.rand(rows, width) < 0.3, torch.randn(rows, width), 0.05 * torch.randn(rows, width))
+    responses = (inputs @ weight.T).relu()
+    epsilon = 0.1 * (responses.norm(dim=0) if budget == "neuron" else responses.norm())
+    return Program.relu(inputs, responses, epsilon, constraint, budget=budget, penalty=penalty), weight
+
+
 class _Draw:
     """Random choices from one generator."""
 

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from generate import layer
 from torch import Tensor
 
-from nettrim import Program, solve
+from nettrim import solve
 from nettrim.solvers import admm, hybrid, precision
 from nettrim.solvers.design import Design
 from nettrim.solvers.precision import full_precision, tensor_cores
@@ -31,13 +32,6 @@ def asked(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.set_float32_matmul_precision(request.param)
     yield request.param
     torch.set_float32_matmul_precision("highest")
-
-
-def layer(constraint: str, samples: int = 400, width: int = 60, rows: int = 20) -> tuple[Program, Tensor]:
-    inputs = torch.randn(samples, width)
-    weight = torch.where(torch.rand(rows, width) < 0.3, torch.randn(rows, width), 0.05 * torch.randn(rows, width))
-    responses = (inputs @ weight.T).relu()
-    return Program.relu(inputs, responses, 0.1 * responses.norm(dim=0), constraint, budget="neuron"), weight
 
 
 def test_full_precision_holds_within_and_gives_back_what_was_asked_for(asked: str) -> None:
@@ -104,7 +98,7 @@ def test_a_solve_is_within_whatever_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
     blocks = hybrid.solve_block
     monkeypatch.setattr(hybrid, "solve_block", watched)
-    program, weight = layer("distance")
+    program, weight = layer("distance", samples=400, width=60)
     assert solve(program, 1e-4, initial=weight).certified
     assert seen == {("ieee", "ieee")}
     assert torch.get_float32_matmul_precision() == asked
@@ -131,7 +125,7 @@ def test_admm_uses_them_for_its_two_products_with_the_samples_alone(monkeypatch:
     monkeypatch.setattr(admm, "tensor_cores", noted)
     monkeypatch.setattr(Design, "product", product)
     monkeypatch.setattr(Design, "pull", pull)
-    program, weight = layer("distance")
+    program, weight = layer("distance", samples=400, width=60)
     assert solve(program, 1e-4, initial=weight).certified
     joined = " ".join(events)
     step = "in pull out in product out"
@@ -145,7 +139,7 @@ def test_ten_bits_in_the_products_with_the_samples_are_enough(
     monkeypatch: pytest.MonkeyPatch, constraint: str, samples: int
 ) -> None:
     """TF32 rounds both factors to ten bits; few samples too: the same supports, all certified."""
-    program, weight = layer(constraint, samples)
+    program, weight = layer(constraint, samples=samples, width=60)
     exact = solve(program, 1e-4, initial=weight)
     monkeypatch.setattr(Design, "product", lambda self, weight: rounded(weight) @ rounded(self.narrow).T)
     monkeypatch.setattr(Design, "pull", lambda self, values: rounded(values) @ rounded(self.narrow))
