@@ -1,4 +1,4 @@
-"""What a warm-started path of epsilons costs: ten values, from .02 to .2 of the responses' norm, beside single solves.
+"""What a warm-started path of epsilons costs: ten values, a factor of ten or of three apart, beside single solves.
 
     make bench-path    (or: OMP_NUM_THREADS=1 python benchmarks/path.py [--rows 64] [--epsilons 10] [--budgets neuron])
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -25,12 +27,13 @@ from nettrim.solvers import solve, solve_path
 
 RESULT = Path(__file__).parent / "results" / "path.json"
 TOLERANCE = 1e-4
+SPANS = ((0.02, 0.2), (0.05, 0.15))  # of the responses' norm
 
 
-def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, object]:
+def measure(constraint: str, budget: str, span: tuple[float, float], rows: int, count: int) -> dict[str, object]:
     """Seconds of every step of the path, and of every program alone, with how many neurons each left uncertified."""
     case = layer_case(net("small"), 1, 1.0, constraint, budget=budget, rows=rows)
-    shares = torch.logspace(-1.699, -0.699, count).tolist()
+    shares = torch.logspace(math.log10(span[0]), math.log10(span[1]), count).tolist()
     epsilons = [share * case.program.epsilon for share in shares]
     path, single, answers = [], [], []
 
@@ -47,7 +50,7 @@ def measure(constraint: str, budget: str, rows: int, count: int) -> dict[str, ob
     answers.extend(solve_path(case.program, timed(), TOLERANCE))
     uncertified = sum(not state.certified for answer in answers for state in answer.status)
     ratio = sum(path) / (sum(single) / count)
-    told = {"constraint": constraint, "budget": budget, "live": int(case.live.sum()), "epsilons": count}
+    told = {"constraint": constraint, "budget": budget, "span": span, "live": int(case.live.sum()), "epsilons": count}
     return told | {"path": path, "single": single, "ratio": round(ratio, 2), "uncertified": uncertified}
 
 
@@ -62,12 +65,12 @@ def main() -> None:
     solve(layer_case(net("small"), 1, 0.1, "distance", rows=2).program, TOLERANCE)  # imports and first allocations
     results = []
     for constraint in CONSTRAINTS:
-        for budget in options.budgets:
-            told = measure(constraint, budget, options.rows, options.epsilons)
+        for budget, span in product(options.budgets, SPANS):
+            told = measure(constraint, budget, span, options.rows, options.epsilons)
             results.append(told)
             print(
-                f"{constraint}, budget {budget}, {told['live']} neurons: a path of {options.epsilons} costs "
-                f"{told['ratio']} single solves, {told['uncertified']} answers uncertified",
+                f"{constraint}, budget {budget}, {told['live']} neurons: {options.epsilons} epsilons from {span[0]} to "
+                f"{span[1]} cost {told['ratio']} single solves, {told['uncertified']} answers uncertified",
                 flush=True,
             )
             RESULT.write_text(json.dumps(results, indent=1) + "\n")

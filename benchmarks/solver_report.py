@@ -133,7 +133,7 @@ def _aims(cases: list[Data], grown: dict[str, list[Data]]) -> list[str]:
         reached = power <= 1.1 and times >= 16
         lines.append(f"| time linear in {kind} | exponent {power:.2f} over {times:.0f} times | {_yes(reached)} |")
     for told in _paths():
-        what = f"{told['epsilons']} epsilons, {told['constraint']}, budget {told['budget']}"
+        what = f"{told['epsilons']} epsilons {_span(told)}, {told['constraint']}, budget {told['budget']}"
         lines.append(f"| a path of {what}: 3 single solves | {told['ratio']} | {_yes(told['ratio'] <= 3)} |")
     return lines
 
@@ -238,20 +238,26 @@ def _paths() -> list[Data]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def _span(told: Data) -> str:
+    low, high = told["span"]
+    return f"from {low:g} to {high:g}"
+
+
 def _path() -> list[str]:
     measured = _paths()
     if not measured:
         return []
     lines = ["## A path of epsilons, warm-started", ""]
     lines += [
-        "`make bench-path`: from .02 to .2 of the responses' norm, layer 2 of the small network; CPU seconds.",
+        "`make bench-path`: shares of the responses' norm, equally far apart in their logarithm; layer 2 of the small",
+        "network; CPU seconds.",
         "",
     ]
-    heads = ("constraint", "budget", "live neurons", "values", "path", "one alone, mean", "ratio", "uncertified")
+    heads = ("constraint", "budget", "epsilons", "live", "values", "path", "one alone, mean", "ratio", "uncertified")
     lines += _table(heads)
     for told in measured:
         alone = f"{statistics.mean(told['single']):.2f}"
-        cells = [told[key] for key in ("constraint", "budget", "live", "epsilons")]
+        cells = [told["constraint"], told["budget"], _span(told), told["live"], told["epsilons"]]
         lines.append(_row([*cells, f"{sum(told['path']):.2f}", alone, told["ratio"], told["uncertified"]]))
     return lines
 

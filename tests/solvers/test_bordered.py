@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nettrim.solvers.bordered import Equations, Factored
+from nettrim.solvers.bordered import Equations, Factored, Factors
 
 FEATURES, NEAR = 30, 12
 WATCHED = torch.arange(NEAR) * 3 + 5
@@ -15,7 +15,7 @@ def equations(seed=0):
     around = torch.randn(NEAR, FEATURES, generator=generator, dtype=torch.float64)
     right = torch.randn(2, FEATURES + NEAR, generator=generator, dtype=torch.float64)
     right[1, FEATURES:] = 0.0
-    return Equations(x.T @ x, around, right)
+    return Equations(x.T @ x, around, right, FEATURES)
 
 
 def whole(parts):
@@ -43,9 +43,16 @@ def factored(parts, members, padding=()):
 
 
 def change(start, parts, after):
+    """The solution with zeros for what takes no part, or None."""
     members = start.members(FEATURES, WATCHED)
     assert members is not None
-    return start.change(parts, members, after)
+    gone = (~after[members]).nonzero()[:, 0]
+    came = after.index_fill(0, members, False).nonzero()[:, 0]
+    found = start.change(parts, members, gone, came)
+    if found is None:
+        return None
+    kept = found[0].index_fill(1, gone, 0.0)
+    return torch.zeros_like(parts.right).index_copy(1, members, kept).index_copy(1, came, found[1])
 
 
 @pytest.mark.parametrize(
@@ -95,3 +102,38 @@ def test_a_factor_serves_as_long_as_its_samples_are_watched():
     assert wider[members[20:] - FEATURES - 5].tolist() == start.samples.tolist()
     assert start.members(FEATURES, WATCHED[WATCHED[7] != WATCHED]) is None
     assert start.members(FEATURES, WATCHED[:3]) is None
+
+
+def test_rows_of_other_sizes_are_changed_together():
+    """Padding between a row's features and its hard samples, and after both, takes no part."""
+    one, other = equations(), equations(1)
+    features, near = FEATURES - 4, NEAR - 3
+    small = Equations(other.gram[:features, :features], other.around[:near, :features], other.right, FEATURES)
+    real = torch.ones(2, FEATURES, dtype=torch.bool)
+    watched = torch.ones(2, NEAR, dtype=torch.bool)
+    real[1, features:] = watched[1, near:] = False
+    factors = Factors(1 << 20, real, WATCHED.expand(2, -1), watched)
+    before = torch.stack([mask(*range(20), 32), mask(*range(15), 31, 34)])
+    after = torch.stack([mask(*range(1, 22), 33), mask(*range(2, 17), 34, 36)])
+    for row, parts in enumerate((one, other)):
+        factors.keep(row, factored(parts, before[row]))
+    assert factors.near_to(torch.arange(2), before).all()
+    right = torch.stack([one.right, other.right])
+    matrices = [(parts.gram, parts.around) for parts in (one, small)]
+    done, found = factors.change(torch.arange(2), after, right, matrices)
+    assert done == [0, 1]
+    for row, parts in enumerate((one, other)):
+        index = after[row].nonzero()[:, 0]
+        expected = torch.zeros_like(parts.right)
+        expected[:, index] = torch.linalg.solve(whole(parts)[index[:, None], index], parts.right[:, index].T).T
+        torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_factor_serves_while_its_features_are_kept():
+    parts = equations()
+    start = factored(parts, mask(*range(3, 20, 2)))
+    kept = torch.arange(1, FEATURES, 2)
+    there = start.among(kept)
+    assert kept[there.inside].tolist() == start.inside.tolist() and there.factor is start.factor
+    assert start.among(torch.arange(4, FEATURES)) is None
+    assert start.among(torch.arange(0)) is None

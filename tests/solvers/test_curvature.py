@@ -55,7 +55,7 @@ def test_of_many_features_only_the_wanted_stay(design):
     wanted, active = masks(range(30), range(12))
     (known,) = extended([nothing_known(design)], design, wanted[None], active[None])
     few = masks((), (2, 5, 7))[0]
-    assert known.only(masks((), range(6))[0]) is known  # half of them: as they are
+    assert known.only(masks((), range(10))[0]) is known  # most of them: as they are
     left = known.only(few)
     assert sorted(left.features.tolist()) == [2, 5, 7]
     there = design.wide.T[active][:, left.features]
@@ -80,7 +80,7 @@ def test_views_share_what_is_kept_and_its_bytes(design):
 
 
 def test_a_factor_goes_along_with_its_samples(design):
-    """It serves while the samples are the same, whatever features come; not with others, nor with features dropped."""
+    """It serves while the samples are the same, whatever features come; not with others, nor with its own dropped."""
     wanted, active = masks(range(30), range(5))
     (known,) = extended([nothing_known(design)], design, wanted[None], active[None])
     factored = Factored(torch.arange(5), torch.arange(0), torch.linalg.cholesky(known.gram), None, None)

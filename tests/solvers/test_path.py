@@ -11,6 +11,10 @@ from torch import Tensor
 from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
 from nettrim.solvers import Hybrid, Solution, solve, solve_path
+from nettrim.solvers.curvature import Curvatures
+from nettrim.solvers.hybrid import Carried
+from nettrim.solvers.polish import guess_from
+from nettrim.solvers.problem import make_problem
 
 
 def program_of(constraint: str = "distance", budget: str = "neuron", relative: float = 0.05, rows: int = 6) -> Program:
@@ -47,6 +51,35 @@ def test_a_warm_start_needs_no_iterations_where_it_is_near() -> None:
     first, second = solve_path(program, [program.epsilon, program.epsilon * 1.1])
     assert first.iterations > 0 and second.iterations == 0
     assert second.gemms < first.gemms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_a_row_goes_on_where_it_was_left_if_it_has_the_same_weights(constraint: str, dtype: torch.dtype) -> None:
+    program = program_of(constraint)
+    program = Program.relu(
+        program.inputs.to(dtype), program.upper.clamp(min=0).to(dtype), program.epsilon, constraint, budget="neuron"
+    )
+    carried = Carried()
+    solution = Hybrid().solve(program, 1e-4, carried=carried)
+    assert carried.design is not None and carried.curvatures is not None
+    problem = make_problem(program, carried.design)
+    weight = solution.weight.to(torch.float64) / problem.weight_scale
+    dual = solution.dual.T.to(torch.float64) / problem.dual_scale
+    weight[0] *= 2.0  # of another origin
+    rows = range(program.shape[0])
+    left = [row for row in rows if carried.curvatures.point(row) is not None]
+    assert left[:2] == [0, 1]
+    found = guess_from(problem, weight, dual, carried.curvatures)
+    anew = guess_from(problem, weight, dual, Curvatures(0))
+    for name in ("u", "product", "gradient", "pull", "tau"):
+        torch.testing.assert_close(getattr(found, name), getattr(anew, name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.product, problem.design.forward(found.u))
+    torch.testing.assert_close(found.gradient, problem.design.back(-problem.distance(found.product)[0]))
+    assert torch.equal(found.u[0], weight[0])
+    if dtype == torch.float32:
+        assert not torch.equal(found.u[1], weight[1])  # as it was before the cast
+        assert torch.equal(problem.cast(found.u[1]), weight[1])
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -132,7 +132,7 @@ class _Block:
     def start_from(self, guess: Guess) -> float:
         """Polish a guess made elsewhere; returns the work in products of the inputs with all weights."""
         found = polish(self.problem, guess, self.tolerance, FAR_STEPS, self.curvatures)
-        self._see(replace(guess, product=None), found)
+        self._see(replace(guess, product=None, gradient=None, pull=None), found)
         self._keep(found, self.rows, self.groups)
         self._close()
         gemms = 4.0 * found.steps + self.take_apart()

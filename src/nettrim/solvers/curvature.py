@@ -16,7 +16,21 @@ from nettrim.solvers.bordered import Factored
 from nettrim.solvers.design import Design
 
 _FEW = 24  # features that come to a row, up to which all samples are multiplied in place of gathering some
-_BALLAST = 2  # features that are known, per feature wanted, above which the others are dropped
+_BALLAST = 1.3  # features that are known, per feature wanted, above which the others are dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Where a polish left a row, and what it knew there."""
+
+    u: Tensor  # (in,) float64
+    z: Tensor  # X u, (samples,)
+    gradient: Tensor  # -X' of the distances counted, (in,)
+    t: Tensor  # X' of the multipliers, (in,)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in (self.u, self.z, self.gradient, self.t))
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,20 +47,22 @@ class Curvature:
     count: int  # samples in A
     rough: bool  # whether it is rounded
     factored: Factored | None = None  # what was factored last of it
+    point: Point | None = None  # where the row was left
 
     @property
     def bytes(self) -> int:
         factor = 0 if self.factored is None else self.factored.factor.nbytes
-        return self.gram.nbytes + self.active.nbytes + factor
+        point = 0 if self.point is None else self.point.bytes
+        return self.gram.nbytes + self.active.nbytes + factor + point
 
     def only(self, wanted: Tensor) -> Curvature:
         """On those features alone that are in the mask `wanted`, where they are few of them."""
         kept = wanted[self.features].nonzero()[:, 0]
         if len(self.features) <= _BALLAST * len(kept):
             return self
-        return Curvature(
-            self.features[kept], self.active, self.gram[kept[:, None], kept].clone(), self.count, self.rough
-        )
+        factored = None if self.factored is None else self.factored.among(kept)
+        gram = self.gram.index_select(0, kept).index_select(1, kept)
+        return Curvature(self.features[kept], self.active, gram, self.count, self.rough, factored)
 
 
 def nothing_known(design: Design) -> Curvature:
@@ -152,11 +168,16 @@ class Curvatures:
             self.taken[0] -= found.bytes
         return found
 
+    def point(self, row: int) -> Point | None:
+        """Where a row was left, if that is known."""
+        found = self.known.get(row if self.rows is None else self.rows[row])
+        return None if found is None else found.point
+
     def keep(self, row: int, curvature: Curvature) -> None:
         """Keep a row's while there is room."""
         self.take(row)
         if self.taken[0] + curvature.bytes > self.memory:
-            curvature = replace(curvature, factored=None)
+            curvature = replace(curvature, factored=None, point=None)
         if self.taken[0] + curvature.bytes <= self.memory:
             self.known[row if self.rows is None else self.rows[row]] = curvature
             self.taken[0] += curvature.bytes

@@ -17,7 +17,7 @@ from nettrim.solvers.block import solve_block
 from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.design import Design, make_design
 from nettrim.solvers.finish import Ending, finish
-from nettrim.solvers.polish import Guess, binding
+from nettrim.solvers.polish import Guess, guess_from
 from nettrim.solvers.precision import full_precision
 from nettrim.solvers.presolve import Reduced, presolve
 from nettrim.solvers.problem import Problem, make_problem
@@ -101,8 +101,9 @@ class Hybrid:
                 patience = (
                     min(self.max_iterations, _PATIENCE) if self.rescue and can_rescue(problem) else self.max_iterations
                 )
-                guess = None if warm is None else _guess(problem, warm, rows, reduced.columns)
-                outcome = solve_block(problem, tolerance, start, patience, curvatures.of(rows), guess)
+                known = curvatures.of(rows)
+                guess = None if warm is None else _guess(problem, warm, rows, reduced.columns, known)
+                outcome = solve_block(problem, tolerance, start, patience, known, guess)
                 if carried is None:  # no other program asks for them
                     curvatures = Curvatures(curvatures.memory)
                 weight[rows[:, None], reduced.columns] = outcome.weight * problem.weight_scale
@@ -149,12 +150,8 @@ class Hybrid:
         yield torch.arange(rows) if len(block) == rows else torch.tensor(block)  # all of them in their own order
 
 
-def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor) -> Guess:
+def _guess(problem: Problem, warm: Start, rows: Tensor, columns: Tensor, known: Curvatures) -> Guess:
     """Another program's solution, seen as a guess for this one."""
     weight = warm.weight[rows][:, columns].to(problem.lower) / problem.weight_scale
     dual = warm.dual[:, rows].T.to(problem.lower) / problem.dual_scale
-    product = problem.design.forward(weight)
-    soft, _ = problem.distance(product)
-    inside = dual if problem.soft is None else dual * problem.soft.to(dual.dtype)
-    reach, pull = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
-    return Guess(weight, dual, binding(problem, dual, weight), reach / pull.clamp(min=1e-300), product)
+    return guess_from(problem, weight, dual, known)

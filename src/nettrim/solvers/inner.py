@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nettrim.solvers.bordered import Equations, Factored, Factors
+from nettrim.solvers.bordered import Factored, Factors
 from nettrim.solvers.cholesky import solve_factored
 from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
@@ -135,19 +135,23 @@ class Lassos:
         little from what was factored; the places of those solved."""
         members = torch.cat([support, self.held[rows]], dim=1)
         index = (wanted & self.factors.near_to(rows, members)).nonzero()[:, 0]
-        numbers, done = rows[index], []
-        sides = torch.stack([self.linear[numbers], (self.costs * self.signs)[numbers]], dim=1)
-        edges = torch.stack([self.edge[numbers], torch.zeros_like(self.edge[numbers])], dim=1)
-        for number, (place, row) in enumerate(zip(index.tolist(), numbers.tolist(), strict=True)):
-            near, features = self.around[row].shape
-            right = torch.cat([sides[number, :, :features], edges[number, :, :near]], dim=1)
-            equations = Equations(self.curvatures[row].gram, self.around[row], right)
-            found = self.factors.change(row, equations, members[place])
-            if found is not None:
-                done.append(place)
-                self.v0[row, :features], self.v1[row, :features] = found[:, :features]
-                self.nu0[row, :near], self.nu1[row, :near] = found[:, features:]
-        return torch.tensor(done, dtype=torch.int64, device=rows.device)
+        if not len(index):
+            return index
+        numbers, width = rows[index], support.shape[1]
+        edge = self.edge[numbers]
+        right = torch.stack(
+            [
+                torch.cat([self.linear[numbers], edge], dim=1),
+                torch.cat([(self.costs * self.signs)[numbers], torch.zeros_like(edge)], dim=1),
+            ],
+            dim=1,
+        )
+        matrices = [(self.curvatures[row].gram, self.around[row]) for row in numbers.tolist()]
+        done, found = self.factors.change(numbers, members[index], right, matrices)
+        index, numbers, found = index[done], numbers[done], found[done]
+        self.v0[numbers], self.v1[numbers] = found[:, :, :width].unbind(dim=1)
+        self.nu0[numbers], self.nu1[numbers] = found[:, :, width:].unbind(dim=1)
+        return index
 
     def _solve_alike(self, rows: Tensor, support: Tensor, saddle: bool) -> None:
         """Solve some rows (index) whose supports (rows, features) are not empty and of like size; `saddle` where hard

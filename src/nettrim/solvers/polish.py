@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nettrim.certificates.program import clip_multipliers, support_value
 from nettrim.programs.penalties import L1
-from nettrim.solvers.curvature import Curvature, Curvatures, extended, nothing_known
+from nettrim.solvers.curvature import Curvature, Curvatures, Point, extended, nothing_known
 from nettrim.solvers.inner import Lassos, most, places
 from nettrim.solvers.passes import solve_lassos
 from nettrim.solvers.problem import Problem
@@ -47,7 +47,7 @@ _BY_ROW = (  # of a state
 )  # fmt: skip
 _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
-_NEAR_AT_FIRST = 0.65  # likewise for a guess, whose support is often a fifth of the vertex's
+_NEAR_AT_FIRST = 0.8  # likewise for a guess, whose support is often a fifth of the vertex's
 _WIDER, _BESIDES = 2, 32  # features that join the working set in a step, at most: per one of the support, and besides
 
 
@@ -59,12 +59,45 @@ class Guess:
     dual: Tensor  # (rows, samples)
     binding: Tensor | None  # (rows, samples) bool
     tau: Tensor  # (groups,)
-    product: Tensor | None = None  # X u, (rows, samples), where it is known
+    # where they are known: X u (rows, samples), -X' of its distances that count (rows, in), X' of the multipliers
+    product: Tensor | None = None
+    gradient: Tensor | None = None
+    pull: Tensor | None = None
 
     def select(self, rows: Tensor, groups: Tensor) -> Guess:
         """That of some rows and groups (index or mask)."""
         binding = None if self.binding is None else self.binding[rows]
         return Guess(self.u[rows], self.dual[rows], binding, self.tau[groups])
+
+
+def guess_from(problem: Problem, weight: Tensor, dual: Tensor, curvatures: Curvatures) -> Guess:
+    """The weights (rows, in) and multipliers (rows, samples) of another program, seen as a guess for this one.
+
+    Of rows that a polish left with these weights `curvatures` knows the rest, for want of which it is computed.
+    """
+    design, u = problem.design, weight.clone()
+    z, gradient, t = torch.empty_like(dual), torch.empty_like(u), torch.empty_like(u)
+    unknown = []
+    for row in range(problem.rows):
+        point = curvatures.point(row)
+        if point is None or not torch.equal(problem.cast(point.u), weight[row]):
+            unknown.append(row)
+        else:
+            u[row], z[row], gradient[row], t[row] = point.u, point.z, point.gradient, point.t
+    if unknown:
+        z[unknown] = design.forward(u[unknown])
+    soft, _ = problem.distance(z)
+    if unknown:
+        gradient[unknown], t[unknown] = design.back(-soft[unknown]), _roughly_pulled(problem, dual[unknown])
+    inside = dual if problem.soft is None else dual * problem.soft.to(dual.dtype)
+    reach, pressure = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
+    tau = reach / pressure.clamp(min=1e-300)
+    return Guess(u, dual, binding(problem, dual, weight), tau, z, gradient, t)
+
+
+def _roughly_pulled(problem: Problem, dual: Tensor) -> Tensor:
+    """X' of multipliers, near enough to say which features come first."""
+    return problem.design.pull(dual.to(problem.design.precision)).to(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -129,6 +162,10 @@ class _State:
     strayed: Tensor  # whether a joint budget waited for the row in vain, (rows,)
     tiny: float  # weights below are zero to rounding
     curvatures: list[Curvature] | None = None  # by row
+
+    def point(self, row: int) -> Point:
+        """Where a row is."""
+        return Point(self.u[row].clone(), self.z[row].clone(), self.gradient[row].clone(), self.t[row].clone())
 
     def only(self, open_groups: Tensor) -> _State:
         """The rows of those groups alone that are in the mask `open_groups`."""
@@ -204,7 +241,7 @@ def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curva
             ended = done[state.problem.groups].tolist()
             for row, curvature in enumerate(state.curvatures):
                 if steps == max_steps or ended[row]:
-                    known.keep(row, curvature)
+                    known.keep(row, replace(curvature, point=state.point(row)))
         if bool(done.any()):
             state = state.only(~done)
     return steps
@@ -212,11 +249,13 @@ def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curva
 
 def _begin(problem: Problem, guess: Guess) -> _State:
     assert isinstance(problem.penalty, L1)
-    z = problem.design.forward(guess.u) if guess.product is None else guess.product
+    design = problem.design
+    z = design.forward(guess.u) if guess.product is None else guess.product
     soft, _ = problem.distance(z)
     zero = torch.zeros_like(guess.tau)
     costs = problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape)
-    signs, t = guess.u.sign(), problem.design.back(guess.dual)
+    signs = guess.u.sign()
+    t = _roughly_pulled(problem, guess.dual) if guess.pull is None else guess.pull
     return _State(
         problem,
         rows=torch.arange(problem.rows, device=z.device),
@@ -228,7 +267,7 @@ def _begin(problem: Problem, guess: Guess) -> _State:
         signs=signs,
         tau=guess.tau.clone(),
         margin=zero + problem.margin,
-        gradient=problem.design.back(-soft),
+        gradient=design.back(-soft) if guess.gradient is None else guess.gradient,
         square=(soft**2).sum(dim=1),
         t=t,
         wanted=_wanted(signs, costs, t, _NEAR_AT_FIRST),
@@ -297,19 +336,22 @@ def _after_cast(state: _State, within: Tensor) -> tuple[Tensor, Tensor]:
     that they have there."""
     problem = state.problem
     if bool(within.all()):
-        return misses(problem, state.u)
+        return misses(problem, state.u, state.z)
     rows = within[problem.groups].nonzero()[:, 0]
     squares, worst = state.square, torch.zeros_like(state.square)
     if len(rows):
-        there = misses(problem.select(rows), state.u[rows])
+        there = misses(problem.select(rows), state.u[rows], state.z[rows])
         squares, worst = (old.index_copy(0, rows, new) for old, new in zip((squares, worst), there, strict=True))
     return squares, worst
 
 
-def misses(problem: Problem, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Of weights u (rows, in) after the cast: each row's sum of squared distances that count, and by how much it
-    misses the worst of the bounds that must hold."""
-    soft, hard = problem.distance(problem.design.forward(problem.cast(u)))
+def misses(problem: Problem, u: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weights u (rows, in) after the cast, where X u is `product`: each row's sum of squared distances that count,
+    and by how much it misses the worst of the bounds that must hold."""
+    moved = (problem.cast(u) - u).to(problem.design.precision)  # so little that its own rounding is none
+    if bool((moved != 0).any()):
+        product = product + problem.design.product(moved)
+    soft, hard = problem.distance(product)
     worst = hard.abs().amax(dim=1) if problem.soft is not None else torch.zeros(len(u), dtype=u.dtype, device=u.device)
     return (soft**2).sum(dim=1), worst
 
@@ -416,7 +458,8 @@ def judged(problem: Problem, weight: Tensor, dual: Tensor, pull: Tensor) -> tupl
     """Objective and bound of each group of an l1 problem, of the weights as they will be cast; `pull` is X'r."""
     assert isinstance(problem.penalty, L1)
     costs = problem.penalty.full(weight).expand(weight.shape)
-    return _judge(problem, weight, *misses(problem, weight), dual, pull, costs)
+    product = problem.design.forward(weight)
+    return _judge(problem, weight, *misses(problem, weight, product), dual, pull, costs)
 
 
 def _judge(
