@@ -1,4 +1,6 @@
-"""ADMM's penalty parameter: what the dense weights say about the first, where they say nothing, and what mends it."""
+"""ADMM's penalty parameter: what the first depends on, and what mends it."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,25 +25,26 @@ def problem_of(program: Program) -> Problem:
     return make_problem(program, make_design(program.inputs, torch.float32, 1 << 30))
 
 
-def first_rho(program: Program, initial: torch.Tensor) -> float:
-    problem = problem_of(program)
-    return float(admm.start(problem, initial.double() / problem.weight_scale).rho[0])
+def first_rho(program: Program) -> float:
+    return float(admm.start(problem_of(program)).rho[0])
 
 
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
-def test_directions_that_no_sample_sees_do_not_matter(constraint: str) -> None:
+def test_what_the_dense_weights_have_elsewhere_does_not_matter(constraint: str) -> None:
     """What weights have in the inputs' null space changes no response, so it must not change a step either."""
     program, weight, moved = layer(8, constraint)
-    assert first_rho(program, weight) == first_rho(program, moved)
-    one, other = (solve(program, 1e-4, initial=initial) for initial in (weight, moved))
+    one, other, none = (solve(program, 1e-4, initial=initial) for initial in (weight, moved, None))
     assert all(status.certified for status in one.status)
-    assert one.iterations == other.iterations and torch.equal(one.weight, other.weight)
+    for solution in (other, none):
+        assert one.iterations == solution.iterations and torch.equal(one.weight, solution.weight)
 
 
-def test_elsewhere_it_follows_the_weights() -> None:
-    """rho turns responses into penalties, so twice the penalty at the same responses means twice the rho."""
-    program, weight, _ = layer(60, "distance", samples=400)
-    assert first_rho(program, 2 * weight) == pytest.approx(2 * first_rho(program, weight), rel=1e-6)
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_it_turns_responses_into_penalties(constraint: str) -> None:
+    """Twice the cost of all weights is twice the penalty at the same responses, and means twice the rho."""
+    program, *_ = layer(60, constraint, samples=400)
+    dear = replace(program, penalty=L1(torch.full((1, 60), 2.0)))
+    assert first_rho(dear) == pytest.approx(2 * first_rho(program), rel=1e-6)
 
 
 def biased(constraint: str) -> Program:

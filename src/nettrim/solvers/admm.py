@@ -18,11 +18,11 @@ from nettrim.solvers.precision import tensor_cores
 from nettrim.solvers.problem import Problem
 
 RELAXATION = 1.7
+_FIRST = 200.0  # rho at first, over the gauge of the targets' pull
 _RAMP_AT, _RAMP = 5, 1.5  # rho is raised until the weights' multipliers would reach so much of the gauge by then
 _TUNE_AT = (40, 60)
 _TUNE_GAIN = 15.0  # rho = gain |multiplier| / |X u|
 _RETRIES = (5.0, 0.2, 1.0)
-_SPANNED = 0.85  # of the initial weights' penalty: the least that the ridge fit of their responses has where they tell
 _TUNE_CLAMP = 3.0  # kept within this factor of the block's median
 
 
@@ -161,21 +161,14 @@ def ball_shrink(squares: Tensor, rho: Tensor, problem: Problem) -> Tensor:
     return torch.where((target == 0)[groups] & outside[groups], 0.0, shrink)
 
 
-def start(problem: Problem, initial: Tensor | None = None) -> Admm:
-    """The first iterate, zero; `initial` (rows, in, scaled) only tells how large the penalty may be."""
+def start(problem: Problem) -> Admm:
+    """The first iterate, zero."""
     design, rows = problem.design, problem.rows
     dtype = design.precision
     lower, upper = problem.lower.to(dtype), problem.upper.to(dtype)
     w = lower.new_zeros(rows, design.width)
     z = lower.new_zeros(rows, design.samples)
-    target = torch.nan_to_num(lower.clamp(min=0), posinf=0.0, neginf=0.0) + torch.nan_to_num(
-        upper.clamp(max=0), posinf=0.0, neginf=0.0
-    )
-    squares = (target**2).sum(dim=1)
-    size = _starting_size(problem, target.to(torch.float64), initial).to(dtype)
-    rho = 50 * size / squares.clamp(min=1e-20)
-    usable = (squares > 0) & (rho > 0)
-    rho = (rho[usable].median() if bool(usable.any()) else rho.new_tensor(1.0)).expand(rows)[:, None].clone()
+    rho = _first_rho(problem).to(dtype).expand(rows)[:, None].clone()
     return Admm(
         problem=problem,
         lower=lower,
@@ -192,25 +185,17 @@ def start(problem: Problem, initial: Tensor | None = None) -> Admm:
     )
 
 
-def _starting_size(problem: Problem, target: Tensor, initial: Tensor | None) -> Tensor:
-    """Each row's penalty at `initial` where that tells something, else a few times the least one that duality with
-    r = target allows.
+def _first_rho(problem: Problem) -> Tensor:
+    """In proportion to 1 / the gauge of X'y, y the responses nearest to zero, the median over the rows.
 
-    It tells nothing where the inputs leave many directions free, as fewer samples than inputs do: what `initial` has in
-    these changes no response. The ridge fit of its responses, (X'X + ratio I)^-1 X'X w, is then clearly smaller.
+    With multipliers y duality proves a penalty of at least |y|^2 / gauge(X'y), and rho turns squared responses into
+    penalties. What the dense weights cost would tell less: they may have much in directions that change no response.
     """
-    correlation = problem.design.back(target)
-    gauge = problem.penalty.gauge(correlation)
-    norm = bool((gauge > 0).any())  # a penalty that is none has no gauge, and no `least` of its own units
-    gauge = torch.where(gauge > 0, gauge, correlation.abs().amax(dim=1))
-    least = 4 * (target**2).sum(dim=1) / gauge.clamp(min=1e-20)
-    if initial is None:
-        return least
-    value = problem.penalty.value(initial)
-    design = problem.design
-    fit = initial - design.ratio * (initial @ design.inverse.to(initial))
-    if norm and float(problem.penalty.value(fit).sum()) < _SPANNED * float(value.sum()):
-        return least
-    if problem.penalty.couples_rows:
-        value = (value.sum() / len(value)).expand_as(value)
-    return torch.where(torch.isfinite(value), value, least)
+    nearest = torch.nan_to_num(problem.lower.clamp(min=0), posinf=0.0) + torch.nan_to_num(
+        problem.upper.clamp(max=0), neginf=0.0
+    )
+    pull = problem.design.back(nearest)
+    gauge = problem.penalty.gauge(pull)
+    gauge = torch.where(gauge > 0, gauge, pull.abs().amax(dim=1))  # a penalty that is none has no gauge
+    usable = gauge > 0
+    return _FIRST / gauge[usable].median() if bool(usable.any()) else gauge.new_ones(())

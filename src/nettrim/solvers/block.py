@@ -122,7 +122,7 @@ class _Block:
         if self._state is None:
             whole = len(self.rows) == self.problem.rows
             problem = self.problem if whole else self.problem.select(self.rows.to(self.problem.groups.device))
-            self._state = admm.start(problem, None if self.initial is None else self.initial[self.rows])
+            self._state = admm.start(problem)
         return self._state
 
     @property

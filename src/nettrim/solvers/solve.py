@@ -26,7 +26,7 @@ def solve(
 ) -> Solution:
     """Solve `program` to a relative optimality gap of `tolerance` and certify the answer.
 
-    `initial` (out, in) is a feasible point such as the dense weights: a warm start, and the answer of last resort.
+    `initial` (out, in) is a feasible point such as the dense weights: the answer of last resort.
     `warm` is the solution of a program that differs little, such as another epsilon of a path (see `solve_path`), or
     its weights and multipliers: the default solver looks near its vertex first; other solvers ignore it.
     `memory_budget` bounds the bytes of working arrays beside the program itself. `device` moves the work there; the
