@@ -16,6 +16,9 @@ from nettrim.api import trim
 # the papers' method, C_eps of N eq. (3) without a refit, and this package's default
 PAPER: Mapping[str, Any] = {"constraint": "strict", "refit": False}
 OURS: Mapping[str, Any] = {"constraint": "distance", "refit": True}
+# of log epsilon, the furthest that a search goes from one attempt to the next: on a guessed slope, and on the line
+# through the last two attempts, which is no guide to what lies far beyond both
+_FIRST_LEAP, _LEAP = 2.3, 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +117,7 @@ def seek(
         if not over and value >= target * (1 - within):
             break
         here = at, math.log(max(value, 1e-12))
+        fitted = before is not None
         if before is not None:
             rise = (here[1] - before[1]) / (here[0] - before[0])
             slope = rise if rise * slope > 0 else slope
@@ -123,7 +127,8 @@ def seek(
         else:
             low = here if low is None else max(low, here)
         if low is None or high is None:
-            step = max(-2.3, min(2.3, (goal - here[1]) / slope))
+            leap = _LEAP if fitted else _FIRST_LEAP
+            step = max(-leap, min(leap, (goal - here[1]) / slope))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
         else:  # on the line between both, not too near to either
             share = (goal - low[1]) / (high[1] - low[1]) if high[1] != low[1] else 0.5
