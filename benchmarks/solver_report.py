@@ -62,7 +62,7 @@ How it is measured:
 
 - **Time** is CPU time of the process, everything on one thread. Other work shared the machine; a fixed float32 product
   of two 1000 x 1000 matrices, taken before every measurement, needed {spread}, so ratios carry noise.
-- **Ours**: `solve` at default settings, tolerance 1e-4, the dense weights as the start. Scaling, factor, repair and
+- **Ours**: `solve` at default settings, tolerance 1e-4, the dense weights to fall back on. Scaling, factor, repair and
   certificate included, divided by the live neurons (those for which zero weights are no answer). Where rivals run,
   the mean of a solve before and one after them.
 - **Neurons**: the first {count} of each layer (the table's *live* says how many count), not all, to keep the time in
