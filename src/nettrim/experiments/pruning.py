@@ -16,9 +16,7 @@ from nettrim.api import trim
 # the papers' method, C_eps of N eq. (3) without a refit, and this package's default
 PAPER: Mapping[str, Any] = {"constraint": "strict", "refit": False}
 OURS: Mapping[str, Any] = {"constraint": "distance", "refit": True}
-# of log epsilon, the furthest that a search goes from one attempt to the next: on a guessed slope, and on the line
-# through the last two attempts, which is no guide to what lies far beyond both
-_FIRST_LEAP, _LEAP = 2.3, 1.1
+_LEAP = 2.3  # of log epsilon, the furthest that a search goes from one attempt to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +115,18 @@ def seek(
         if not over and value >= target * (1 - within):
             break
         here = at, math.log(max(value, 1e-12))
-        fitted = before is not None
+        leap = _LEAP
         if before is not None:
             rise = (here[1] - before[1]) / (here[0] - before[0])
             slope = rise if rise * slope > 0 else slope
+            if not rising:
+                leap = min(leap, _exponential(before, here, goal))
         before = here
         if over == rising:
             high = here if high is None else min(high, here)
         else:
             low = here if low is None else max(low, here)
         if low is None or high is None:
-            leap = _LEAP if fitted else _FIRST_LEAP
             step = max(-leap, min(leap, (goal - here[1]) / slope))
             at += step if abs(step) > 0.02 else math.copysign(0.02, step)
         else:  # on the line between both, not too near to either
@@ -135,6 +134,18 @@ def seek(
             at = low[0] + max(0.1, min(0.9, share)) * (high[0] - low[0])
     assert best is not None
     return best[2]
+
+
+def _exponential(before: tuple[float, float], here: tuple[float, float], goal: float) -> float:
+    """How far up log epsilon the goal lies from here if the measure falls exponentially with epsilon, as weights do.
+
+    Their number hardly moves where epsilon is small, so that a power of epsilon fitted there falls too slowly. Infinite
+    where the goal lies the other way.
+    """
+    old, new = math.exp(before[0]), math.exp(here[0])
+    slope = (here[1] - before[1]) / (new - old)
+    step = (goal - here[1]) / slope if slope < 0 else -1.0
+    return math.log1p(step / new) if step > 0 else math.inf
 
 
 @torch.no_grad()
