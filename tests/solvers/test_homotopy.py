@@ -143,6 +143,16 @@ def test_nearly_dead_neurons_need_no_interior_point_method_on_a_path(monkeypatch
     assert sum(called) <= most
 
 
+def test_a_path_of_a_hundred_bends_is_followed_to_its_end():
+    """A shared tau moves far in one go, and a support with it."""
+    lassos, x, b = quadratic(200, features=120)
+    begin(lassos, x, b, torch.zeros(120, dtype=torch.float64))
+    tau = 0.99 * float(((x.T @ b).abs() / lassos.costs[0]).max())
+    assert bool(lead_rows(lassos, ONLY, one(tau), one(1e-3 * tau), anew=True))
+    assert int((lassos.v != 0).sum()) > 100
+    check(lassos, x, b, 1e-3 * tau)
+
+
 def test_a_row_that_cannot_be_led_stays_where_it_was(monkeypatch):
     """Weights, signs, the hard samples that bind and their multipliers: what one of them says, the others mean."""
     lassos, x, b = quadratic(40)
@@ -155,7 +165,7 @@ def test_a_row_that_cannot_be_led_stays_where_it_was(monkeypatch):
     lassos.take(ONLY, one(1e-3))
     parts = (lassos.v, lassos.signs, lassos.held, lassos.nu)
     before = [part.clone() for part in parts]
-    monkeypatch.setattr(homotopy, "_CHANGES", 3)
+    monkeypatch.setattr(homotopy, "_BENDS", 3)
     assert not bool(lead_rows(lassos, ONLY, one(1e-3), one(1e3)))
     assert all(torch.equal(one, other) for one, other in zip(before, parts, strict=True))
     assert torch.equal(lassos.nu != 0, lassos.held) and int(lassos.held.sum()) == 2

@@ -42,13 +42,15 @@ def ends(program: Program) -> tuple[Problem, Central]:
     return problem, solve_interior(problem, TOLERANCE)
 
 
-def assert_certified(program: Program, problem: Problem, weight: torch.Tensor, dual: torch.Tensor) -> None:
+def assert_certified(
+    program: Program, problem: Problem, weight: torch.Tensor, dual: torch.Tensor, tolerance: float = TOLERANCE
+) -> None:
     certificate = certify(
         program,
         (weight * problem.weight_scale).to(program.inputs),
         (dual * problem.dual_scale).to(program.inputs).T,
     )
-    assert certificate.holds(TOLERANCE, feasibility=1e-9)
+    assert certificate.holds(tolerance, feasibility=1e-9)
 
 
 @pytest.mark.parametrize("budget", ["layer", "neuron", 2])
@@ -143,6 +145,32 @@ def test_samples_left_out_of_a_path_change_nothing(seed: int, monkeypatch: pytes
     _, every = ends(program)
     assert float(some.found.objective) == pytest.approx(float(every.found.objective), rel=2 * TOLERANCE)
     assert some.gemms < every.gemms
+
+
+@pytest.mark.parametrize("seed", [11, 15, 17])
+def test_what_a_path_found_is_kept_where_the_cast_ends_it(seed: int) -> None:
+    """Inputs with a mean of three times their spread, in float32: rounding needs more room than the tolerance leaves."""
+    inputs, responses = nearly_dead(1500, seed).inputs, nearly_dead(1500, seed).lower.clamp(min=0)
+    epsilon = 0.02 * float(responses.norm())
+    program = Program.relu((inputs + 3).float(), responses.float(), epsilon, "strict", budget="neuron")
+    problem = make_problem(program)
+    near, far = (solve_interior(problem, tolerance) for tolerance in (1e-5, 1e-6))
+    for central in (near, far):
+        assert 1e-5 < float(central.found.gap) <= 1e-4
+        assert_certified(program, problem, central.found.weight, central.found.dual, 1e-4)
+    assert near.gemms < far.gemms / 2  # no more paths, nor all samples, for what only the cast can give
+
+
+def test_of_two_answers_the_better_is_taken() -> None:
+    problem, central = ends(program_of())
+    one, other = Best(problem), Best(problem)
+    one.weight, one.objective, one.bound = central.found.weight, central.found.objective, central.found.bound
+    other.objective, other.bound = one.objective.clone(), 0.9 * one.bound
+    other.bound[2], other.vertex = one.objective[2], torch.ones_like(other.vertex)
+    rows = torch.arange(4)
+    one.take(other, rows, rows)
+    assert torch.equal(one.weight != 0, (central.found.weight != 0) & (rows != 2)[:, None])
+    assert torch.equal(one.vertex[:, 0] == 1, rows == 2)
 
 
 def test_samples_that_an_answer_breaks_join_the_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A joint budget, row by row: for a given multiplier of the budget its rows are programs of their own.
 
-With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. Rows for which a joint
-polish waited in vain are solved there by the interior-point method, and the others are polished without them. Where
+With tau fixed the joint program is the sum of regularised ones, lambda = 1 / (2 tau), one a row. Rows on whose account
+a joint polish gave up are solved there by the interior-point method, and the others are polished without them. Where
 that is not enough all are solved at one tau after another, those on which the polish fails by the interior-point
 method alone, and not with all the others on its back. The distance of all rows together grows with tau, so the tau at
 which it is the budget is the root of one scalar equation. Near it the joint polish, from the vertices of all rows, hits
@@ -41,7 +41,7 @@ def solve_apart(
     """Solve one budget group of an l1 `problem` with an epsilon; and the work in products of the inputs with all rows.
 
     `guess` is where its rows may be near, and its tau the first that is tried. `curvatures` is as in `polish`;
-    `strayed` (rows,) bool are the rows for which a joint polish waited in vain.
+    `strayed` (rows,) bool are the rows on whose account a joint polish gave up.
     """
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
@@ -102,7 +102,7 @@ class _Root:
 def _without(
     problem: Problem, guess: Guess, strayed: Tensor, tolerance: float, curvatures: Curvatures | None
 ) -> tuple[Polished, float]:
-    """The joint polish once more, from `guess`, without the rows (index) that it waited for in vain; and the work."""
+    """The joint polish once more, from `guess`, without the rows (index) that were in its way; and the work."""
     central = _on_paths(_at(problem.select(strayed), guess.tau), guess.u[strayed], tolerance)
     near = _with(problem, guess, strayed, central.guess.u, central.guess.dual)
     found, gemms = _together(problem, near, strayed, _judged(problem, near), tolerance, curvatures)
@@ -127,16 +127,15 @@ def _together(
     gemms, tau = 0.0, guess.tau  # where the rows that stay out are
     for number in range(_TOGETHER):
         if number:
-            solved = _on_paths(_at(lone, tau), guess.u[alone], tolerance)
+            near = replace(_of(guess, alone), tau=tau)
+            solved = _rows(lone, near, tolerance, None if curvatures is None else curvatures.of(alone))
             gemms += solved.gemms * len(alone) / problem.rows
             guess = _with(problem, guess, alone, solved.guess.u, solved.guess.dual)
         soft, _ = lone.distance(lone.design.forward(lone.cast(guess.u[alone])))
         taken = (soft**2).sum()
         left = (problem.epsilon**2 - taken).clamp(min=0)
-        near = guess.select(others, torch.ones_like(guess.tau, dtype=torch.bool))
-        landed = polish(
-            replace(rest, epsilon=left.sqrt()), near, tolerance, max_steps=FAR_STEPS, curvatures=known
-        )
+        rest = replace(rest, epsilon=left.sqrt())
+        landed = polish(rest, _of(guess, others), tolerance, max_steps=FAR_STEPS, curvatures=known)
         gemms += 4.0 * landed.steps * len(others) / problem.rows
         if landed.tau is None or not bool(landed.gap <= tolerance):
             break
@@ -147,6 +146,11 @@ def _together(
         # squared distances grow about as tau squared: there both parts together come to the budget
         tau = problem.epsilon / (taken / tau**2 + left / landed.tau**2).sqrt()
     return found, gemms
+
+
+def _of(guess: Guess, rows: Tensor) -> Guess:
+    """That of some rows (index) of its one group."""
+    return guess.select(rows, torch.ones_like(guess.tau, dtype=torch.bool))
 
 
 def _with(problem: Problem, guess: Guess, rows: Tensor, u: Tensor, dual: Tensor) -> Guess:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nettrim.solvers.inner import Lassos, tau_at
 
-_CHANGES = 30  # of the support in each part, after which a row is given up: from near by two or three do
+_CHANGES = 30  # of the support on the way down, after which a row is given up: from near by two or three do
+_BENDS = 200  # of a path, likewise: a shared tau may move by half, past every other weight's bend
 _TOO_MANY = 20  # weights of a support more than a vertex can have, with more of which it is not tried
 _NEARLY = 1e-4  # relative: by how much weights at hand may miss the conditions of optimal ones
 _RELEASES = 4  # rounds in which hard samples that do not push are let go
@@ -159,7 +160,7 @@ def _follow(
     lower = goal < (c0 + (c1 + c2 * tau) * tau if to is None else tau)  # the distance grows with tau
     changed = torch.full_like(rows, -1)
     still = torch.arange(len(rows), device=rows.device)
-    for _ in range(_CHANGES):
+    for _ in range(_BENDS):
         if to is None:  # farther than zero weights are is nothing
             still = still[lower[still] | lassos.signs[rows[still]].any(dim=1)]
         if not len(still):

@@ -110,7 +110,7 @@ class Polished:
     bound: Tensor  # (groups,) that `dual` proves, at least 0
     steps: int
     tau: Tensor | None = None  # (groups,) of the last step
-    strayed: Tensor | None = None  # (rows,) bool: a joint budget waited for them in vain
+    strayed: Tensor | None = None  # (rows,) bool: those on whose account a joint budget was not met
 
     @property
     def gap(self) -> Tensor:
@@ -159,7 +159,7 @@ class _State:
     stalled: Tensor  # steps without progress, (groups,)
     fewest: Tensor  # changes of signs and of what binds in a step, (groups,)
     unsettled: Tensor  # whether the last inner passes ended before a vertex, (rows,)
-    strayed: Tensor  # whether a joint budget waited for the row in vain, (rows,)
+    strayed: Tensor  # whether a joint budget waited for the row in vain, or gave up on its account, (rows,)
     tiny: float  # weights below are zero to rounding
     curvatures: list[Curvature] | None = None  # by row
 
@@ -439,7 +439,7 @@ def _take(state: _State, lassos: Lassos) -> None:
     state.signs = zero.scatter_add(1, lassos.features, lassos.signs)
     if state.nu is not None:
         state.nu = torch.zeros_like(state.nu).scatter_add(1, lassos.near, lassos.nu)
-    state.unsettled, state.strayed = lassos.dirty, lassos.strayed
+    state.unsettled, state.strayed = lassos.dirty, lassos.strayed | lassos.hopeless
     state.curvatures = [lassos.curvature(row) for row in range(lassos.rows)]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nettrim.solvers.interior.path import Path
 
 _CUTS = (1.0, 1e-2, 1e-4, 0.0)  # of |w| relative to the multiplier of its sign
+_ALMOST = 10.0  # times the tolerance: a gap of which nothing is left but what the cast takes
 
 
 class Best:
@@ -32,11 +33,16 @@ class Best:
         self.vertex = torch.zeros_like(self.weight)  # with all weights zero that vanish in the limit
         self.binding = torch.zeros_like(self.dual, dtype=torch.bool)  # hard samples whose bound is met in the limit
         self.tau = torch.ones_like(self.objective)
+        self.spent = torch.zeros_like(self.objective, dtype=torch.bool)  # whether mu has fallen to nothing
         self.work = 0  # samples passed over by products with a weight, or their equivalents
 
     @property
     def gap(self) -> Tensor:
         return relative_gap(self.objective, self.bound)
+
+    def done(self, tolerance: float) -> Tensor:
+        """Mask of the groups within the tolerance, or as near to it as the room for the cast lets their path end."""
+        return self.gap <= torch.where(self.spent, _ALMOST, 1.0) * tolerance
 
     def see(self, path: Path, near_end: bool) -> None:
         """Judge the path's iterate with the weights that vanish set to zero; near the end, as few as it takes."""
@@ -78,14 +84,16 @@ class Best:
     def spread(self, part: Best, samples: Tensor) -> None:
         """What was found on some samples (index), judged on all: the others have multipliers of zero."""
         problem = self.problem
-        self.weight, self.vertex, self.tau = part.weight, part.vertex, part.tau
+        self.weight, self.vertex, self.tau, self.spent = part.weight, part.vertex, part.tau, part.spent
         self.dual[:, samples], self.binding[:, samples] = part.dual, part.binding
         self.objective, self.bound = judged(problem, self.weight, self.dual, problem.design.back(self.dual))
 
     def take(self, part: Best, groups: Tensor, rows: Tensor) -> None:
-        """What was found for some groups, and their rows."""
+        """What was found for some groups, and their rows, where it is no worse."""
+        better = part.gap <= self.gap[groups]
+        chosen = better[part.problem.groups]
         for name in ("weight", "vertex", "dual", "binding"):
-            getattr(self, name)[rows] = getattr(part, name)
-        for name in ("objective", "bound", "tau"):
-            getattr(self, name)[groups] = getattr(part, name)
+            getattr(self, name)[rows[chosen]] = getattr(part, name)[chosen]
+        for name in ("objective", "bound", "tau", "spent"):
+            getattr(self, name)[groups[better]] = getattr(part, name)[better]
         self.work += part.work

@@ -28,7 +28,8 @@ _AIM = 0.05  # share of the tolerance at which a group is done
 _CAST = 0.5  # in units of rounding: about twice the distance that a cast is likely to add
 _PRODUCTS = 18  # with the inputs that a step takes besides its matrices
 _ROUGH = 1e-3  # mu relative to its start, above which the matrices of Newton's equations may be rounded
-_END = 1e-5  # mu relative to its start, under which weights that vanish are told by ever finer cuts
+_SPENT = 1e-9  # mu relative to its start, under which it has fallen to nothing
+_END = 1e-5  # likewise, under which weights that vanish are told by ever finer cuts
 
 
 class Path:
@@ -182,6 +183,7 @@ class Path:
             least, nearest = torch.minimum(least, mu), torch.minimum(nearest, self.residual)
             wanted = (gap > _AIM * self.tolerance) & (stalled < _STALL) & torch.isfinite(mu)
             if not bool(wanted.all()):
+                best.spent[self.alive] = mu < _SPENT * self.first
                 self._narrow(wanted)
                 mu, least, nearest, stalled = mu[wanted], least[wanted], nearest[wanted], stalled[wanted]
             if not len(self.alive) or steps >= _MAX_STEPS:

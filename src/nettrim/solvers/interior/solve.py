@@ -73,7 +73,7 @@ def _followed(problem: Problem, tolerance: float, path: Path | None = None) -> t
         path = Path(problem, tolerance, starts.pop(0))
     best, count = path.follow()
     for start in starts:
-        missed = best.gap > tolerance
+        missed = ~best.done(tolerance)
         if not bool(missed.any()):
             break
         local = missed[problem.groups].nonzero()[:, 0]
@@ -106,7 +106,7 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
         work += path.work + problem.lower.numel()
         stages.append(_Stage(path, samples))
         product = problem.design.forward(path.weight * path.size[path.groups][:, None])
-    begin = stages[-1]
+    begin, best = stages[-1], None
     for number, share in enumerate(_SCREENS):
         wider = _chosen(problem, chosen, product, share)
         if wider is None:
@@ -118,15 +118,19 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
         found, count = _followed(part, aim, begin.on(part, samples, aim))
         steps += count
         work += found.work + 2 * problem.lower.numel()
-        if not bool((found.gap <= aim).all()):
-            break
         best = Best(problem)
         best.spread(found, samples)
-        if bool((best.gap <= tolerance).all()) or (landing and _land(best, tolerance)):
+        if bool(best.done(tolerance).all()) or (landing and _land(best, tolerance)):
             best.work = work
             return best, steps
+        if not bool(found.done(aim).all()):
+            break
         begin, product = stages[_AGAIN], problem.design.forward(found.weight)
-    return _whole(problem, tolerance, begin, steps, work)
+    whole, steps = _whole(problem, tolerance, begin, steps, work)
+    if best is not None:
+        device = problem.groups.device
+        whole.take(best, *(torch.arange(count, device=device) for count in (problem.group_count, problem.rows)))
+    return whole, steps
 
 
 def _whole(problem: Problem, tolerance: float, begin: _Stage | None, steps: int, work: int) -> tuple[Best, int]:
