@@ -27,9 +27,8 @@ from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, Status
 
-_SHARPER = (
-    0.25  # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
-)
+# of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
+_SHARPER = 0.25
 _LITTLE = 0.02  # of the rows' mean penalty: a relative gap of rows with less would cost much and change nothing
 _FLOOR = 1e-7  # share of eps^2 kept for rows that use nothing of it, lest their budgets be zero
 _ROUGH = 1e-2  # relative gap at which a sample of rows tells the multiplier
@@ -158,9 +157,8 @@ def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> Layer
     )
     result = record(task.layer, task.scheme, task.recipe.tolerance, totals, landed.weight)
     neurons = dict(landed.result.neurons)
-    if certificate.holds(
-        task.recipe.tolerance, feasibility(task.layer)
-    ):  # the budget is certified, so all its rows are
+    # where the budget is certified, all its rows are
+    if certificate.holds(task.recipe.tolerance, feasibility(task.layer)):
         late = sum(neurons.pop(status.name.lower(), 0) for status in (Status.GAP, Status.DENSE))
         neurons |= {"certified": neurons.get("certified", 0) + late} if late else {}
     result = replace(result, neurons=neurons, iterations=landed.result.iterations, seconds=landed.result.seconds)
