@@ -149,7 +149,7 @@ def test_samples_left_out_of_a_path_change_nothing(seed: int, monkeypatch: pytes
 
 @pytest.mark.parametrize("seed", [11, 15, 17])
 def test_what_a_path_found_is_kept_where_the_cast_ends_it(seed: int) -> None:
-    """Inputs with a mean of three times their spread, in float32: rounding needs more room than the tolerance leaves."""
+    """Inputs with a mean of three times their spread, in float32: rounding needs more room than is allowed."""
     inputs, responses = nearly_dead(1500, seed).inputs, nearly_dead(1500, seed).lower.clamp(min=0)
     epsilon = 0.02 * float(responses.norm())
     program = Program.relu((inputs + 3).float(), responses.float(), epsilon, "strict", budget="neuron")
