@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nettrim import Program
-from nettrim.solvers import solve
+from nettrim.solvers import block, solve
 from nettrim.solvers.apart import _judged, _Root, _rows, _together, solve_apart
 from nettrim.solvers.interior import solve_interior
 from nettrim.solvers.polish import Guess, binding
@@ -108,3 +108,28 @@ def test_whichever_rows_strayed_the_joint_optimum_is_found(constraint, strayed, 
     found, work = solve_apart(problem, start, 1e-5, strayed=mask)
     assert work > 0
     assert_optimal(problem, found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_rows_apart_begin_near_the_multiplier_also_where_the_polish_lost_it(constraint, monkeypatch):
+    given = program(constraint)
+    right = solve(given, 1e-7)
+    problem = make_problem(given)
+    u, dual = right.weight / problem.weight_scale, right.dual.T / problem.dual_scale
+    soft, _ = problem.distance(problem.design.forward(u))
+    counted = dual if problem.soft is None else torch.where(problem.soft, dual, 0.0)
+    seen = []
+    polished, apart = block.polish, block.solve_apart
+
+    def lost(*args, **how):
+        found = polished(*args, **how)
+        return replace(found, objective=torch.full_like(found.objective, torch.inf), tau=1e-6 * found.tau)
+
+    def watched(part, guess, *args):
+        seen.append(float(guess.tau))
+        return apart(part, guess, *args)
+
+    monkeypatch.setattr(block, "polish", lost)
+    monkeypatch.setattr(block, "solve_apart", watched)
+    assert solve(given, 1e-5).certified
+    assert 0.25 < seen[0] / float(soft.norm() / counted.norm()) < 4

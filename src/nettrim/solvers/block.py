@@ -34,6 +34,7 @@ _STRAGGLING = 0.125  # share of groups with hard bounds which, left by the first
 _LAST = 2  # groups likewise, hard or not: an iteration reads all inputs for one group as for twenty
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
+_NEAR = 1e-2  # gap of a group whose multiplier the polish has found
 _PRESSED = 1e-2  # of a row's largest multiplier: smaller ones of ADMM's are noise
 
 
@@ -147,7 +148,9 @@ class _Block:
         if isinstance(problem.penalty, L1):
             guess = _guess(self.state, dual)
             candidate = polish(problem, guess, self.tolerance, curvatures=self.curvatures.of(self.rows))
-            self._see(guess, candidate)
+            assert candidate.tau is not None
+            # where it failed its tau may be anywhere, and that of ADMM is near
+            self._see(guess, replace(candidate, tau=torch.where(candidate.gap <= _NEAR, candidate.tau, guess.tau)))
         else:
             candidate = plain_candidate(problem, self.state.w.to(torch.float64), dual, self.tolerance, last)
         self._keep(candidate, self.rows, self.groups)
