@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types contract lowest bench-solver bench-path bench-robustness bench-largest bench-scale bench-kill bench-ray check clean
+.PHONY: help setup demo test lint format types contract lowest bench-solver bench-path bench-budgets bench-robustness bench-largest bench-scale bench-kill bench-ray check clean
 
 # Threads that wait must not spin: on a shared machine they take the cores from the threads that work.
 export OMP_WAIT_POLICY := PASSIVE
@@ -62,6 +62,9 @@ bench-solver: setup ## time the solver beside general ones; hours, resumed where
 
 bench-path: setup ## a warm-started path of ten epsilons beside single solves
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/path.py $(BENCH_ARGS)
+
+bench-budgets: setup ## budgets that neurons share beside their own
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budgets.py $(BENCH_ARGS)
 
 bench-robustness: setup ## 2,000 generated programs, some of them hopeless
 	$(BIN)/python benchmarks/robustness.py --count 2000 --summary $(BENCH_ARGS)

@@ -35,6 +35,7 @@ def write() -> None:
         _ours(cases),
         _growth(grown),
         _path(),
+        _budgets(),
         _robustness(),
         _left(cases, skipped),
     ]
@@ -259,6 +260,28 @@ def _path() -> list[str]:
         alone = f"{statistics.mean(told['single']):.2f}"
         cells = [told["constraint"], told["budget"], _span(told), told["live"], told["epsilons"]]
         lines.append(_row([*cells, f"{sum(told['path']):.2f}", alone, told["ratio"], told["uncertified"]]))
+    return lines
+
+
+def _budgets() -> list[str]:
+    path = RESULTS / "budgets.json"
+    if not path.exists():
+        return []
+    lines = ["## Budgets that neurons share", ""]
+    lines += [
+        "`make bench-budgets`: CPU seconds of a layer whose neurons have budgets of their own, share one in clusters",
+        "of 8, or all share one; the last two beside the first. 64 neurons, of 784 inputs 32, or M; all samples, or P.",
+        "",
+    ]
+    lines += _table(("case", "constraint", "epsilon", "own", "clusters", "ratio", "layer", "ratio", "uncertified"))
+    for told in json.loads(path.read_text()):
+        own = told["neuron seconds"]
+        cells = [told["case"], told["constraint"], f"{told['epsilon']:g}", f"{own:.2f}"]
+        for budget in ("8", "layer"):
+            seconds = told[f"{budget} seconds"]
+            cells += [f"{seconds:.2f}", f"{seconds / own:.1f}"]
+        open_neurons = sum(told[f"{budget} uncertified"] for budget in ("neuron", "8", "layer"))
+        lines.append(_row([*cells, open_neurons]))
     return lines
 
 
