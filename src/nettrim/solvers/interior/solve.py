@@ -127,10 +127,11 @@ def _screened(problem: Problem, tolerance: float, near: Tensor | None) -> tuple[
             break
         begin, product = stages[_AGAIN], problem.design.forward(found.weight)
     whole, steps = _whole(problem, tolerance, begin, steps, work)
-    if best is not None:
-        device = problem.groups.device
-        whole.take(best, *(torch.arange(count, device=device) for count in (problem.group_count, problem.rows)))
-    return whole, steps
+    if best is None:
+        return whole, steps
+    device = problem.groups.device
+    best.take(whole, *(torch.arange(count, device=device) for count in (problem.group_count, problem.rows)))
+    return best, steps
 
 
 def _whole(problem: Problem, tolerance: float, begin: _Stage | None, steps: int, work: int) -> tuple[Best, int]:
