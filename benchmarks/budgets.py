@@ -40,8 +40,7 @@ def measure(name: str, constraint: str, epsilon: float) -> dict[str, object]:
     of, layer, rows, samples = LAYERS[name]
     told: dict[str, object] = {"case": name, "constraint": constraint, "epsilon": epsilon}
     for budget in BUDGETS:
-        more = {} if samples is None else {"samples": samples}
-        case = layer_case(net(of), layer, epsilon, constraint, budget=budget, rows=rows, **more)
+        case = layer_case(net(of), layer, epsilon, constraint, budget=budget, rows=rows, samples=samples)
         began = time.process_time()
         answer = solve(case.program, TOLERANCE, initial=case.initial)
         told[f"{budget} seconds"] = round(time.process_time() - began, 2)
@@ -57,19 +56,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     solve(layer_case(net("small"), 1, 0.1, "distance", rows=2).program, TOLERANCE)  # imports and first allocations
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else []
-    for name, constraint, epsilon in product(options.only, CONSTRAINTS, EPSILONS):
-        there = [(told["case"], told["constraint"], told["epsilon"]) for told in found]
-        known = there.index((name, constraint, epsilon)) if (name, constraint, epsilon) in there else None
-        if known is not None and not options.again:
+    kept = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    found = {(told["case"], told["constraint"], told["epsilon"]): told for told in kept}
+    for place in product(options.only, CONSTRAINTS, EPSILONS):
+        if place in found and not options.again:
             continue
-        told = measure(name, constraint, epsilon)
-        if known is None:
-            found.append(told)
-        else:
-            found[known] = told
+        found[place] = told = measure(*place)
         print(", ".join(f"{key} {value}" for key, value in told.items()), flush=True)
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        RESULT.write_text(json.dumps(list(found.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":

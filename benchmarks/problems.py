@@ -31,7 +31,7 @@ class Case:
     layer: str
     constraint: str
     epsilon: str  # as printed
-    budget: str
+    budget: str | int
     program: Program
     initial: Tensor
     spare: tuple[Program, Tensor] | None = None  # a live neuron that is not in the program, to tune others on
@@ -122,7 +122,7 @@ def layer_case(
     layer: int,
     relative: float,
     constraint: str,
-    budget: str = "neuron",
+    budget: str | int = "neuron",
     rows: int = 64,
     samples: int | None = None,
     rank: int | None = None,
