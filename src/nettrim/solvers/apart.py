@@ -22,6 +22,7 @@ from nettrim.solvers.interior import Central, solve_interior
 from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judged, polish
 from nettrim.solvers.problem import Problem
 
+_WITHOUT = 0.125  # share of the rows, if more than one strayed, without which a joint polish is tried once more
 _ROUNDS = 14  # values of tau that are tried
 _BETTER, _STALE = 0.5, 6  # a gap that falls by less so many times is that of a degenerate group
 _POLISHED = 2  # of these, how many are followed by a joint polish
@@ -46,7 +47,7 @@ def solve_apart(
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
     root, gemms, found, stale = _Root(), 0.0, None, 0
-    if strayed is not None and 0 < int(strayed.sum()) < problem.rows:
+    if strayed is not None and 0 < int(strayed.sum()) <= max(1, _WITHOUT * problem.rows) < problem.rows:
         found, gemms = _without(problem, guess, strayed.nonzero()[:, 0], tolerance, curvatures)
         if bool(found.gap <= AIM * tolerance):
             return found, gemms

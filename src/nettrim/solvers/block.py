@@ -35,6 +35,7 @@ _LAST = 2  # groups likewise, hard or not: an iteration reads all inputs for one
 _FEW = 0.25  # share of groups that a guess may leave open without ADMM starting anew
 _LANDING_STEPS = 5  # of the polish from the end of a central path, which is near
 _NEAR = 1e-2  # gap of a group whose multiplier the polish has found
+_MANY = 0.5  # share of a group's rows which, strayed at the first check, are too many to be solved one by one
 _PRESSED = 1e-2  # of a row's largest multiplier: smaller ones of ADMM's are noise
 
 
@@ -78,7 +79,7 @@ def solve_block(
         if check >= _EXACT_CHECKS:
             block.solve_exact()
         if check <= _INTERIOR_CHECKS:
-            gemms += block.take_apart()
+            gemms += block.take_apart(early=check == 0)
         closed = before - int(block.open.sum())
         wide = problem.design.width >= _WIDE
         another = check < _DOUBT and target < max_iterations
@@ -147,7 +148,9 @@ class _Block:
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
         if isinstance(problem.penalty, L1):
             guess = _guess(self.state, dual)
-            candidate = polish(problem, guess, self.tolerance, curvatures=self.curvatures.of(self.rows))
+            candidate = polish(
+                problem, guess, self.tolerance, curvatures=self.curvatures.of(self.rows), waiting=True
+            )
             assert candidate.tau is not None
             # where it failed its tau may be anywhere, and that of ADMM is near
             self._see(guess, replace(candidate, tau=torch.where(candidate.gap <= _NEAR, candidate.tau, guess.tau)))
@@ -205,8 +208,11 @@ class _Block:
             self._land(problem, central, rows, groups, lacking)
         return central.gemms * len(rows) / self.problem.rows
 
-    def take_apart(self) -> float:
-        """Solve the open groups of several rows of an l1 problem row by row; returns the work, as `follow_path`."""
+    def take_apart(self, *, early: bool = False) -> float:
+        """Solve the open groups of several rows of an l1 problem row by row; returns the work, as `follow_path`.
+
+        `early`: those of which many rows strayed are left to further iterations, which bring all of them nearer.
+        """
         epsilon = self.problem.epsilon
         if epsilon is None or self.seen is None:
             return 0.0
@@ -216,6 +222,8 @@ class _Block:
             rows = (self.problem.groups == group).nonzero()[:, 0].cpu()
             part, known = self.problem.select(rows), self.curvatures.of(rows)
             strayed = None if self.strayed is None else self.strayed[torch.searchsorted(self.rows, rows)]
+            if early and strayed is not None and int(strayed.sum()) > _MANY * len(rows):
+                continue
             found, work = solve_apart(part, self._seen(rows, group), self.tolerance, known, strayed)
             self._keep(found, rows, torch.tensor([group]))
             gemms += work * len(rows) / self.problem.rows

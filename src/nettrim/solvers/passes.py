@@ -20,15 +20,18 @@ _FLOWING = 6  # passes after which a shared tau waits, in the middle of where it
 _WAIT = 20  # passes that it waits, and that are granted besides
 
 
-def solve_lassos(problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor, *, roughly: bool = False) -> None:
+def solve_lassos(
+    problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor, *, roughly: bool = False, waiting: bool = False
+) -> None:
     """Solve every row's lasso at the tau where its group meets its budget, which is written into `tau`, (groups,).
 
     First by passes over all rows; rows that do not settle are solved once more from where they were, change by change.
     `margin` (groups,) is by how much budgets are aimed at from inside, relative. Rows that both fail on are hopeless.
     `roughly`: where most rows take long, their last points will do, as the next outer step sees other samples count.
+    `waiting`: a tau that rows share waits at once, where it is, until they have settled.
     """
     before, groups = tau.clone(), problem.groups
-    rows = _Passes(problem, lassos, tau, margin).run(roughly)
+    rows = _Passes(problem, lassos, tau, margin, waiting).run(roughly)
     if not len(rows):
         return
     lost = lassos.hopeless | lassos.beyond
@@ -47,7 +50,7 @@ class _Passes:
     they were to every tau that comes.
     """
 
-    def __init__(self, problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor) -> None:
+    def __init__(self, problem: Problem, lassos: Lassos, tau: Tensor, margin: Tensor, waiting: bool) -> None:
         self.problem, self.lassos, self.tau, self.margin = problem, lassos, tau, margin
         self.groups, self.before = problem.groups.tolist(), tau.clone()
         self.apart, self.shared = _apart_and_shared(problem)
@@ -56,7 +59,8 @@ class _Passes:
         self.halved: Counter[int] = Counter()
         self.seen: list[list[float]] = []  # values of tau in the first passes
         # passes that a shared tau has waited; at once for a row that strayed, whose point would throw it off
-        self.waited = Counter({self.groups[row] for row in lassos.strayed.nonzero()[:, 0].tolist()})
+        strayed = {self.groups[row] for row in lassos.strayed.nonzero()[:, 0].tolist()}
+        self.waited = Counter(self.shared if waiting else strayed)
         self.led: dict[int, float] = {}  # rows that are led, and the tau at which each is
 
     def run(self, roughly: bool) -> Tensor:

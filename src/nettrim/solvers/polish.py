@@ -161,6 +161,7 @@ class _State:
     unsettled: Tensor  # whether the last inner passes ended before a vertex, (rows,)
     strayed: Tensor  # whether a joint budget waited for the row in vain, or gave up on its account, (rows,)
     tiny: float  # weights below are zero to rounding
+    waiting: bool  # whether a shared tau waits for its rows from the first pass on
     curvatures: list[Curvature] | None = None  # by row
 
     def point(self, row: int) -> Point:
@@ -179,18 +180,25 @@ class _State:
 
 
 def polish(
-    problem: Problem, guess: Guess, tolerance: float, max_steps: int = 10, curvatures: Curvatures | None = None
+    problem: Problem,
+    guess: Guess,
+    tolerance: float,
+    max_steps: int = 10,
+    curvatures: Curvatures | None = None,
+    *,
+    waiting: bool = False,
 ) -> Polished:
     """Run outer steps on as many rows at once as the memory budget has room for; budget groups stop one by one,
     certified or given back.
 
-    `curvatures`: what is known of the rows; what the polish comes to know is left there.
+    `curvatures`: what is known of the rows; what the polish comes to know is left there. `waiting`: a tau that rows
+    share is near, nearer than their weights, and moves only where these have settled.
     """
     objective = problem.lower.new_full((problem.group_count,), torch.inf)
     bound = torch.zeros_like(objective)
     strayed = torch.zeros(problem.rows, dtype=torch.bool, device=bound.device)
     found = Polished(guess.u.clone(), objective, guess.dual.clone(), bound, 0, guess.tau.clone(), strayed)
-    steps = [_run(part, found, tolerance, max_steps, curvatures) for part in _parts(_begin(problem, guess))]
+    steps = [_run(part, found, tolerance, max_steps, curvatures) for part in _parts(_begin(problem, guess, waiting))]
     return replace(found, steps=max(steps))
 
 
@@ -247,7 +255,7 @@ def _run(state: _State, found: Polished, tolerance: float, max_steps: int, curva
     return steps
 
 
-def _begin(problem: Problem, guess: Guess) -> _State:
+def _begin(problem: Problem, guess: Guess, waiting: bool) -> _State:
     assert isinstance(problem.penalty, L1)
     design = problem.design
     z = design.forward(guess.u) if guess.product is None else guess.product
@@ -278,6 +286,7 @@ def _begin(problem: Problem, guess: Guess) -> _State:
         unsettled=torch.zeros(problem.rows, dtype=torch.bool, device=z.device),
         strayed=torch.zeros(problem.rows, dtype=torch.bool, device=z.device),
         tiny=_ZERO * float(guess.u.abs().max()),
+        waiting=waiting,
     )
 
 
@@ -287,7 +296,7 @@ def _advance(state: _State, curvatures: Curvatures | None, *, roughly: bool) -> 
     problem = state.problem
     signs, u, z = state.signs, state.u, state.z
     lassos = _lassos(state, curvatures)
-    solve_lassos(problem, lassos, state.tau, state.margin, roughly=roughly)
+    solve_lassos(problem, lassos, state.tau, state.margin, roughly=roughly, waiting=state.waiting)
     hopeless = _having(problem, lassos.hopeless)
     _take(state, lassos)
     state.z = problem.design.forward(state.u)
