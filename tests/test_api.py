@@ -262,3 +262,20 @@ def test_a_memory_budget_changes_no_answer_and_is_checked():
     for budget in (0, -1, "1 GB", 1.5):
         with pytest.raises(nettrim.errors.InputError, match="`memory_budget` should be None or a number of bytes"):
             nettrim.trim(model, data, memory_budget=budget, **options)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid, nn.Softplus])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constraint", ["distance", "strict"])
+def test_saturated_layers_are_certified(activation, dtype, constraint):
+    """Responses that rounding pushed to a limit: the dense weights are feasible, so nothing may be called infeasible."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 8), activation(), nn.Linear(8, 3)).to(dtype)
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter.mul_(12)
+    data = torch.randn(300, 10, dtype=dtype)
+    options = {"epsilon": 1e-3, "constraint": constraint, "holdout": 0.0, "progress": False}
+    for layer in nettrim.trim(model, data, **options).report.layers:
+        assert layer.certified
+        assert layer.discrepancy <= layer.distance + 1e-6

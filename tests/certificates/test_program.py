@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,11 +137,54 @@ def test_the_numbers_by_hand() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     program = Program.relu(2 * one, 4 * one, 1.0)
     certificate = certify(program, 1.5 * one, 0.5 * one)
-    assert (certificate.objective, certificate.bound, certificate.gap) == (1.5, 1.5, 0.0)
+    assert (certificate.objective, certificate.bound) == pytest.approx((1.5, 1.5), rel=1e-11)
+    assert 0.0 <= certificate.gap <= 1e-11  # what is kept for rounding
     assert (certificate.discrepancy, certificate.violation) == (1.0, 0.0)
     assert certify(program, one, 0.5 * one).violation == pytest.approx(1.0)  # distance 2, eps 1
     assert certify(program, 2 * one, 0.5 * one).gap == pytest.approx(0.25)
     assert certify(program, 1.5 * one, -0.5 * one).bound == 0.0
+
+
+def test_multipliers_that_the_inputs_do_not_see_prove_nothing() -> None:
+    """With X'k = 0 and responses rounded, huge multiples of k "prove" that the constraints contradict each other."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randint(-3, 4, shape, generator=generator).double() for shape in ((30, 4), (4, 8)))
+    inputs = left @ right
+    weight = torch.randn(1, 8, dtype=torch.float64, generator=generator)
+    program = Program.linear(inputs, inputs @ weight.T, 0.0)
+    answer = solve(program, 1e-6)
+    assert answer.certificate.holds(1e-6)
+    assert certify(program, weight, answer.dual).gap > 0.2  # feasible, and far from optimal
+    kernel = torch.linalg.svd(left)[0][:, 4:]
+    for column in range(kernel.shape[1]):
+        for power in range(20, 60, 2):
+            for sign in (-1, 1):
+                added = sign * 2.0**power * kernel[:, column : column + 1]
+                assert not certify(program, weight, answer.dual + added).holds(1e-4)
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-9, 1e-11, 1e-13])
+def test_a_small_neuron_is_judged_by_its_own_responses(ratio: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(40, 6, dtype=torch.float64, generator=generator)
+    weight = torch.randn(2, 6, dtype=torch.float64, generator=generator) * torch.tensor([[1.0], [ratio]])
+    responses = torch.relu(inputs @ weight.T)
+    program = Program.relu(inputs, responses, 0.01 * responses.norm(dim=0), budget="neuron")
+    answer = solve(program)
+    assert answer.certified
+    without = answer.weight * torch.tensor([[1.0], [0.0]])
+    assert certify(program, without, answer.dual).violation > 1
+
+
+def test_products_that_overflow_are_not_feasible() -> None:
+    inputs = torch.cat([torch.eye(3, dtype=torch.float64), torch.full((3, 2), 10.0, dtype=torch.float64)], dim=1)
+    penalty = L1(costs=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+    program = Program.linear(inputs, torch.ones(3, 1, dtype=torch.float64), 0.1, penalty=penalty)
+    huge = torch.tensor([[0.0, 0.0, 0.0, 1.5e308, -1.5e308]], dtype=torch.float64)
+    for constraint in ("distance", "strict"):
+        certificate = certify(replace(program, constraint=constraint), huge)
+        assert certificate.violation == torch.inf
+        assert not certificate.holds()
 
 
 def test_half_lines_by_hand() -> None:
@@ -148,7 +192,7 @@ def test_half_lines_by_hand() -> None:
     inputs = torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)
     responses = torch.tensor([[4.0], [0.0]], dtype=torch.float64)
     strict = Program.relu(inputs, responses, 0.0, "strict")
-    assert certify(strict, torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0], [-1.0]])).holds(1e-12)
+    assert certify(strict, torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0], [-1.0]])).holds(1e-11)
     assert certify(strict, torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0], [-1.0]])).violation > 0.1
     # the multiplier of the sample that is off may only be negative: the wrong sign is clipped, not believed
     assert certify(strict, torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0], [1.0]])).bound == pytest.approx(2.0)

@@ -32,6 +32,16 @@ def test_a_response_has_its_pre_activation_in_the_preimage(name: str) -> None:
     assert ((z >= lower - rounding) & (z <= upper + rounding))[settled].all()
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "softplus"])
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 5e-3), (torch.float64, 1e-5)])
+def test_rounded_responses_lose_little_of_the_pre_activation(name: str, dtype: torch.dtype, apart: float) -> None:
+    """Near a limit one unit in the last place of the response is a wide stretch of pre-activations."""
+    z = torch.linspace(-60, 60, 4001, dtype=dtype)
+    activation = get_activation(name)
+    lower, upper = activation.preimage(activation.apply(z))
+    assert (z - z.clamp(lower, upper)).abs().max() < apart
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_point_of_the_preimage_has_the_response(name: str) -> None:
     activation = get_activation(name)
@@ -109,7 +119,6 @@ def test_names_and_parameters() -> None:
     assert get_activation("leaky_relu:0.1").apply(torch.tensor(-1.0)) == pytest.approx(-0.1)
     activation = get_activation("relu")
     assert get_activation(activation) is activation
-    assert get_activation("relu").half_lines and not get_activation("tanh").half_lines
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,10 @@ Everything is computed in float64 from the program, a weight and multipliers, wh
 h_m = sum_p max(r, 0) lower + min(r, 0) upper, n_m the norm of r over the entries counted in the ball. The derivation
 and the regularised form are in docs/mathematics.md. Multipliers of the wrong sign are clipped, free columns are made to
 vanish, and the scales put s t into the domain of the conjugate, so every array yields a valid bound.
+
+A weight counts as feasible to within a tiny share of its responses, and responses are rounded. A certificate's bound
+is therefore that of constraints wider by the weight's own violation, and by rounding: a weight that counts as feasible
+does not undercut it, however large the multipliers.
 """
 
 from __future__ import annotations
@@ -29,18 +33,21 @@ _NOTHING = 1e-12  # relative size under which an epsilon, or an objective, is ze
 # further scales worth trying where the bound is not linear in the scale: for a penalty that is no norm
 _SHRINKS = (1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0.03, 1.001, 1.01, 1.05)
 _ROUNDING = 1e-11  # relative size under which a sum that should vanish is rounding
+_GRANTED = 1e-9  # the violation with which a weight counts as feasible
+_ROUNDED = 1e-12  # what rounding may add to sums over samples, as a violation
+_UNDERCUT = 1e-4  # the least gap that is believed: coarser weights than `_GRANTED` allows undercut a bound a little
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """What can be said of a weight without trusting the solver.
 
-    `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number no
-    feasible
-    weight can undercut, `gap` = (objective - bound) / objective. `discrepancy` is the Frobenius norm of all distances.
-    `violation` is the worst excess over a constraint: (distance - eps) / eps of a group, or, for entries whose distance
-    must be zero, the excess over the norm of that neuron's responses. The `group_` arrays hold the same per budget
-    group.
+    `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number that no
+    feasible weight can undercut, nor this one if its violation is at most 1e-9, `gap` = (objective - bound) / objective. `discrepancy` is the
+    Frobenius norm of all distances. `violation` is the worst excess over a constraint: (distance - eps) / eps of a
+    group, where eps counts as at least 1e-4 of the group's largest response, or, for entries whose distance must be
+    zero, the excess over the norm of that neuron's responses; infinite where a product is not finite. The `group_`
+    arrays hold the same per budget group.
     """
 
     objective: float
@@ -54,9 +61,17 @@ class Certificate:
     group_discrepancy: Tensor  # (groups,)
     group_violation: Tensor  # (groups,)
 
-    def holds(self, tolerance: float = 1e-4, feasibility: float = 1e-9) -> bool:
-        """Whether the weight is feasible and within `tolerance` of optimal, both relative."""
-        return self.violation <= feasibility and self.gap <= tolerance
+    def holds(self, tolerance: float = 1e-4, feasibility: float = _GRANTED) -> bool:
+        """Whether the weight is feasible and within `tolerance` of optimal, both relative.
+
+        A bound far above the objective is refused, as it cannot be true of this weight.
+        """
+        return self.violation <= feasibility and believable(self.gap, tolerance)
+
+
+def believable(gap: float, tolerance: float) -> bool:
+    """Whether a gap is within `tolerance`, and not so far below zero that its bound is wrong for these weights."""
+    return -max(tolerance, _UNDERCUT) <= gap <= tolerance
 
 
 def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Certificate:
@@ -69,6 +84,7 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
         _check("dual", dual, tuple(program.upper.shape))
     weight = weight.detach().to(program.inputs.device, torch.float64)
     squares, excess = distances(program, weight)
+    lengths = _lengths(program)
     value = program.penalty.to(weight).value(weight)
     objective = group_sums(value, program.groups.to(value.device), program.group_count)
     group_squares = group_sums(squares, program.groups.to(squares.device), program.group_count)
@@ -79,9 +95,10 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
     else:
         eps = _epsilon(program, discrepancy)
         over = discrepancy - eps
-        scale = _violation_scale(eps, _response_scale(program))
+        scale = _violation_scale(eps, lengths.of_groups(program))
         violation = torch.maximum(violation, torch.where(over > 0, over / scale, 0.0))
-    bound = lower_bound(program, dual) if dual is not None else torch.zeros_like(objective)
+    violation = torch.where(torch.isfinite(discrepancy), violation, torch.inf)
+    bound = _bound(program, dual, lengths, violation) if dual is not None else torch.zeros_like(objective)
     floor = _floor(program)
     if program.penalty.couples_rows:
         objective, bound = _total_in_first(objective), _total_in_first(bound)
@@ -113,18 +130,46 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
             gap.sub_(beyond)
             excess = torch.maximum(excess, beyond.abs_().amax(dim=0))
         squares += gap.square_().sum(dim=0)
-    if not bool((excess > 0).any()):
+    if not bool((excess != 0).any()):
         return squares, excess
-    norm = torch.zeros_like(excess)
+    excess = torch.where(torch.isnan(excess), torch.inf, excess)
+    return squares, torch.where(excess > 0, excess / _lengths(program).norm, 0.0)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """What "relative" means in the units of the responses, per row, (rows,): from the finite bounds, or, where all are
+    zero, from those of the other rows."""
+
+    largest: Tensor
+    norm: Tensor
+
+    def of_groups(self, program: Program) -> Tensor:
+        """The largest of each budget group."""
+        return _group_max(self.largest, program)
+
+
+def _lengths(program: Program) -> _Lengths:
+    squares = [torch.zeros(program.shape[0], dtype=torch.float64, device=program.inputs.device) for _ in range(2)]
     for chunk in _sample_chunks(program):
-        norm += _finite_square(*_chunk(program, chunk)[1:]).sum(dim=0)
-    scale = torch.where(norm > 0, norm.sqrt(), _response_scale(program))
-    return squares, torch.where(excess > 0, excess / scale, 0.0)
+        finite = _finite_square(*_chunk(program, chunk)[1:])
+        squares = [torch.maximum(squares[0], finite.amax(dim=0)), squares[1] + finite.sum(dim=0)]
+    largest, norm = (part.sqrt() for part in squares)
+    other = largest.amax()
+    other = torch.where(other > 0, other, 1.0)
+    return _Lengths(torch.where(largest > 0, largest, other), torch.where(norm > 0, norm, other))
 
 
 def lower_bound(program: Program, dual: Tensor) -> Tensor:
     """The dual bound of each budget group, (groups,) float64, at least 0; a penalty that couples rows: total in group
-    0."""
+    0. It holds for weights that keep the constraints to the last digit."""
+    return _bound(program, dual)
+
+
+def _bound(
+    program: Program, dual: Tensor, lengths: _Lengths | None = None, violation: Tensor | None = None
+) -> Tensor:
+    """As `lower_bound`; with `lengths`, of constraints that are wider by rounding and a `violation` (groups,)."""
     like = program.inputs.new_zeros((), dtype=torch.float64)
     penalty = program.penalty.to(like)
     free = penalty.free(program.shape)
@@ -134,21 +179,27 @@ def lower_bound(program: Program, dual: Tensor) -> Tensor:
         rows = slice(start, start + step)
         part = replace(program, lower=program.lower[:, rows], upper=program.upper[:, rows])
         parts.append(_row_sums(part, dual[:, rows].detach().to(like), None if free is None else free[rows]))
-    support, ball, transposed = (torch.cat(sums) for sums in zip(*parts, strict=True))
+    support, ball, pushed, transposed = (torch.cat(sums) for sums in zip(*parts, strict=True))
+    if lengths is not None and violation is not None:
+        granted = violation.clamp(_ROUNDED, _GRANTED)
+        support = support - granted[program.groups.to(granted.device)] * lengths.norm * pushed
+        if program.regularization is None:
+            eps = _epsilon(program, support)
+            program = replace(program, epsilon=eps + granted * _violation_scale(eps, lengths.of_groups(program)))
     return _best_scale(program, penalty, support, ball, transposed)
 
 
-def _row_sums(program: Program, dual: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """h_m, n_m and t of some rows, zero for those whose t does not vanish on free columns."""
+def _row_sums(program: Program, dual: Tensor, free: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_dual_sums` of some rows, zero for those whose t does not vanish on free columns."""
     dual = _vanish_on_free_columns(program, dual, free)
-    support, ball, transposed = _dual_sums(program, dual)
+    support, ball, pushed, transposed = _dual_sums(program, dual)
     if free is not None:
         reach = _reach(program, dual)
         vanished = (torch.where(free, transposed.abs(), 0.0) <= _ROUNDING * reach).all(dim=1)
         support = torch.where(vanished, support, 0.0)
         ball = torch.where(vanished, ball, 0.0)
         transposed = torch.where(vanished[:, None] & ~free, transposed, 0.0)
-    return support, ball, transposed
+    return support, ball, pushed, transposed
 
 
 def _best_scale(program: Program, penalty, support: Tensor, ball: Tensor, transposed: Tensor) -> Tensor:
@@ -196,19 +247,22 @@ def _bound_at(
     return group_sums(scale * support - conjugate, groups, count) - _epsilon(program, norms) * norms
 
 
-def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """h_m, n_m and t of the clipped multipliers."""
+def _dual_sums(program: Program, dual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h_m and n_m of the clipped multipliers, the sum of those on entries that must stay within bounds, and t."""
     rows, columns = program.shape
-    support, squares = dual.new_zeros(rows), dual.new_zeros(rows)
+    support, squares, pushed = dual.new_zeros(rows), dual.new_zeros(rows), dual.new_zeros(rows)
     transposed = dual.new_zeros(rows, columns)
     for chunk in _sample_chunks(program):
         inputs, lower, upper = _chunk(program, chunk)
         part = clip_multipliers(dual[chunk], lower, upper)
         support += support_value(part, lower, upper, dim=0)
         transposed += part.T @ inputs
-        counted = part * (1 - _hard(lower, upper)) if program.constraint == "strict" else part
+        counted = part
+        if program.constraint == "strict":
+            counted = part * (1 - _hard(lower, upper))
+            pushed += (part - counted).abs_().sum(dim=0)
         squares += counted.square().sum(dim=0)
-    return support, squares.sqrt(), transposed
+    return support, squares.sqrt(), pushed, transposed
 
 
 def clip_multipliers(part: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nettrim.certificates.program import certify
+from nettrim.certificates.program import believable, certify
 from nettrim.layerwise.keeping import feasibility, solve_kept
 from nettrim.layerwise.matrices import augmented, cast_weight, join_parts
 from nettrim.layerwise.means import HERE, Means
@@ -125,7 +125,7 @@ def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: 
         objective=totals.objective,
         bound=totals.bound,
         gap=gap,
-        certified=totals.violation <= allowed and refit_kept_it and gap <= tolerance,
+        certified=totals.violation <= allowed and refit_kept_it and believable(gap, tolerance),
         scheme=scheme,
         weight_before=layer.weight,
         weight_after=weight,

@@ -24,25 +24,25 @@ class Activation:
     """A monotone, 1-Lipschitz activation.
 
     `apply` maps pre-activations to responses; `preimage` maps responses to the arrays (lower, upper)
-    of the same shape, with infinities for half-lines. `half_lines` says whether any can occur, that is
-    whether the distance and the strict constraint differ.
+    of the same shape, with infinities for half-lines. `saturates` says whether neighbouring responses
+    may have preimages far apart, so that a program must not round them to the precision of its inputs.
     """
 
     name: str
     apply: Callable[[Tensor], Tensor]
     preimage: Callable[[Tensor], Interval]
-    half_lines: bool
+    saturates: bool = False
 
 
 def _linear() -> Activation:
-    return Activation("linear", lambda z: z, lambda y: (y, y), half_lines=False)
+    return Activation("linear", lambda z: z, lambda y: (y, y))
 
 
 def _relu() -> Activation:
     def preimage(y: Tensor) -> Interval:
         return torch.where(y > 0, y, -math.inf), y.clamp(min=0)
 
-    return Activation("relu", torch.relu, preimage, half_lines=True)
+    return Activation("relu", torch.relu, preimage)
 
 
 def _clipped(low: float, high: float, name: str) -> Activation:
@@ -52,7 +52,7 @@ def _clipped(low: float, high: float, name: str) -> Activation:
     def preimage(y: Tensor) -> Interval:
         return torch.where(y > low, y.clamp(max=high), -math.inf), torch.where(y < high, y.clamp(min=low), math.inf)
 
-    return Activation(name, lambda z: z.clamp(low, high), preimage, half_lines=True)
+    return Activation(name, lambda z: z.clamp(low, high), preimage)
 
 
 def _hardsigmoid() -> Activation:
@@ -60,7 +60,7 @@ def _hardsigmoid() -> Activation:
         z = 6.0 * y - 3.0
         return torch.where(y > 0, z.clamp(max=3.0), -math.inf), torch.where(y < 1, z.clamp(min=-3.0), math.inf)
 
-    return Activation("hardsigmoid", torch.nn.functional.hardsigmoid, preimage, half_lines=True)
+    return Activation("hardsigmoid", torch.nn.functional.hardsigmoid, preimage)
 
 
 def _leaky(slope: float, name: str) -> Activation:
@@ -72,22 +72,30 @@ def _leaky(slope: float, name: str) -> Activation:
         z = torch.where(y >= 0, y, y / slope)
         return z, z
 
-    return Activation(name, lambda z: torch.where(z >= 0, z, z * slope), preimage, half_lines=False)
+    return Activation(name, lambda z: torch.where(z >= 0, z, z * slope), preimage)
 
 
 def _saturating(
     name: str, apply: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], low: float, high: float
 ) -> Activation:
-    """A strictly increasing activation; a response that rounding pushed onto its limit has a half-line as preimage."""
+    """A strictly increasing activation. Near a limit other than zero one rounding of the response is a wide stretch of
+    pre-activations: there the preimage is all that round to the response, at the limit a half-line."""
 
     def preimage(y: Tensor) -> Interval:
-        tiny = torch.finfo(y.dtype).eps
-        bottom = low + tiny
-        top = high - tiny if math.isfinite(high) else high
+        eps = torch.finfo(y.dtype).eps
+        bottom = low + eps
+        top = high - eps if math.isfinite(high) else high
+        near = torch.zeros_like(y, dtype=torch.bool)
+        for limit in (low, high):
+            if limit != 0 and math.isfinite(limit):
+                near |= (y - limit).abs() < eps ** (2 / 3)
         z = inverse(y.clamp(bottom, top))
-        return torch.where(y > bottom, z, -math.inf), torch.where(y < top, z, math.inf)
+        lower = torch.where(near, inverse((y - eps).clamp(bottom, top)), z)
+        upper = torch.where(near, inverse((y + eps).clamp(bottom, top)), z)
+        lower = torch.where(torch.where(near, y - eps, y) > bottom, lower, -math.inf)
+        return lower, torch.where(torch.where(near, y + eps, y) < top, upper, math.inf)
 
-    return Activation(name, apply, preimage, half_lines=False)
+    return Activation(name, apply, preimage, saturates=True)
 
 
 def _softplus_inverse(y: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class Program:
         if constraint not in ("distance", "strict"):
             raise InputError(should("constraint", "'distance' or 'strict'", repr(constraint)))
         groups = budget_groups(budget, responses.shape[1])
-        lower, upper = activation.preimage(responses.to(inputs.dtype))
+        rounded = responses if activation.saturates else responses.to(inputs.dtype)
+        lower, upper = (bound.to(inputs.dtype) for bound in activation.preimage(rounded))
         if slack is not None:
             slack = _like("slack", slack, responses, infinite=True).to(inputs)
             upper = torch.where(torch.isinf(lower), slack, upper)
