@@ -268,7 +268,7 @@ def test_a_memory_budget_changes_no_answer_and_is_checked():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("constraint", ["distance", "strict"])
 def test_saturated_layers_are_certified(activation, dtype, constraint):
-    """Responses that rounding pushed to a limit: the dense weights are feasible, so nothing may be called infeasible."""
+    """Responses that rounding pushed to a limit: the dense weights are feasible, so nothing may be called otherwise."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 8), activation(), nn.Linear(8, 3)).to(dtype)
     with torch.no_grad():

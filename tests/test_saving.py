@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,6 +123,81 @@ def test_large_multipliers_are_left_out_and_said_so(tmp_path, data):
     path = nettrim.trim(net(), data, recipe=recipe).save(tmp_path / "out")
     checked = nettrim.verify(path, net(), data)
     assert checked.holds and len(checked.notes) == 3 and "too large to keep" in checked.notes[0]
+    assert checked.unchecked == ("0", "2", "4") and "cannot be" in str(checked)
+    tensors = load_file(path / "model.safetensors")
+    tensors["2.weight"] = tensors["2.weight"] * 1.3
+    save_file(tensors, path / "model.safetensors")
+    resign(path, "model.safetensors")
+    assert not nettrim.verify(path, net(), data).holds
+
+
+def forge(path, change):
+    """Alter report.json by `change`, and sign it."""
+    report = json.loads((path / "report.json").read_text())
+    change(report)
+    (path / "report.json").write_text(json.dumps(report))
+    resign(path, "report.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: report.update(sparsity=0.99),
+        lambda report: report.update(nonzeros_before=10**6),
+        lambda report: report.update(format=99),
+        lambda report: report["layers"].pop(),
+        lambda report: report["layers"][0].update(objective=0.1),
+        lambda report: report["layers"][0].update(shape=[80, 60]),
+        lambda report: report["layers"][0].update(skipped="by name"),
+        lambda report: report["layers"][0].update(gap=None),
+        lambda report: report["layers"][0].update(epsilon=math.inf),
+        lambda report: report["layers"][0].update(discrepancy=math.nan),
+        lambda report: report["network"].update(samples=60_000),
+        lambda report: report["recipe"].update(tolerance=1e-9),
+    ],
+)
+def test_no_number_of_a_report_can_be_another(tmp_path, data, change):
+    path = nettrim.trim(net(), data, epsilon=0.1).save(tmp_path / "out")
+    assert nettrim.verify(path, net(), data).holds
+    forge(path, change)
+    assert nettrim.verify(path, net(), data).failures
+
+
+@pytest.mark.parametrize("change", [lambda report: report.update(layers=3), lambda report: report.pop("network")])
+def test_what_is_no_report_is_refused(tmp_path, data, change):
+    path = nettrim.trim(net(), data, epsilon=0.1).save(tmp_path / "out")
+    forge(path, change)
+    with pytest.raises(InputError, match=r"report\.json"):
+        nettrim.verify(path, net(), data)
+
+
+def test_multipliers_that_went_missing_are_missed(tmp_path, data):
+    path = nettrim.trim(net(), data, epsilon=0.1).save(tmp_path / "out")
+    proofs = load_file(path / "proofs.safetensors")
+    save_file({name: values for name, values in proofs.items() if name != "dual.0.0"}, path / "proofs.safetensors")
+    resign(path, "proofs.safetensors")
+    with pytest.raises(InputError, match="dual"):
+        nettrim.verify(path, net(), data)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_weights_returned_are_those_that_the_proof_speaks_of(tmp_path, data, refit):
+    """Dense weights are feasible and have no discrepancy, but are not what was proved to be near optimal."""
+    trimmed = nettrim.trim(net(), data, epsilon=0.1, refit=refit)
+    path = trimmed.save(tmp_path / "out")
+    tensors, dense = load_file(path / "model.safetensors"), net().state_dict()
+    place = ((tensors["2.weight"] == 0) & (dense["2.weight"] != 0)).nonzero()[0].tolist()
+    tensors["2.weight"][tuple(place)] = 1e-6
+    save_file(tensors, path / "model.safetensors")
+    resign(path, "model.safetensors")
+    failures = " ".join(nettrim.verify(path, net(), data).failures)
+    assert ("outside the support" if refit else "not those") in failures
+
+
+def test_samples_held_out_by_themselves_are_not_claimed_again(tmp_path, data):
+    path = nettrim.trim(net(), data, epsilon=0.1, holdout=data + 1).save(tmp_path / "out")
+    checked = nettrim.verify(path, net(), data)
+    assert checked.holds and "held-out" in checked.notes[-1]
 
 
 def test_the_directory_is_whole_or_not_there(tmp_path, data, monkeypatch):
@@ -129,6 +205,15 @@ def test_the_directory_is_whole_or_not_there(tmp_path, data, monkeypatch):
     target = tmp_path / "deep" / "out"
     trimmed.save(target)
     trimmed.save(target)  # its own kind is replaced
+    assert os.listdir(tmp_path / "deep") == ["out"]
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        trimmed.save(target)
+    (target / "notes.txt").unlink()
+    (tmp_path / "link").symlink_to(target)
+    trimmed.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "link").unlink()
     assert os.listdir(tmp_path / "deep") == ["out"]
 
     before = (target / "nettrim.json").read_bytes()

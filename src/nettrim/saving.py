@@ -42,6 +42,10 @@ MODEL, PROOFS, REPORT, RECIPE, INDEX = (
     "model.safetensors", "proofs.safetensors", "report.json", "recipe.toml", "nettrim.json"
 )  # fmt: skip
 ONNX_MODEL, ONNX_ORIGINAL = "model.onnx", "original.onnx"
+PAGE = "report.html"
+SHRUNK, ONNX_SHRUNK = "shrunk.safetensors", "shrunk.onnx"
+_CERTIFIED = {MODEL, PROOFS, REPORT, RECIPE, INDEX, ONNX_MODEL, ONNX_ORIGINAL, PAGE}
+_OURS = _CERTIFIED | {SHRUNK, ONNX_SHRUNK}  # what may lie in a directory that is replaced
 _TURNS = 100  # attempts at a directory that others write at the same time
 
 
@@ -153,7 +157,7 @@ def read_claims(directory: Path, index: Mapping[str, Any], contents: Mapping[str
         recipe = recipe_with_arrays(contents[RECIPE].decode(), proofs)
         backing, kappa = backing_of(index, proofs)
         return Claims(json.loads(contents[REPORT]), recipe, backing, kappa, index["data"])
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(should("directory", "one that `save` wrote", f"{str(directory)!r} ({error!r})")) from error
@@ -185,11 +189,13 @@ def backing_of(
     """By layer: what `proofs_of` kept, and its kappa. KeyError when something is missing."""
     backing = {
         name: tuple(
-            Backing(proofs[f"weight.{place}.{piece}"], proofs.get(f"dual.{place}.{piece}"))
+            Backing(proofs[f"weight.{place}.{piece}"], proofs[f"dual.{place}.{piece}"] if entry["duals"] else None)
             for piece in range(entry["pieces"])
         )
         for place, (name, entry) in enumerate(index["layers"].items())
     }
+    if not all(backing.values()):
+        raise KeyError("pieces")
     return backing, {name: float(entry["kappa"]) for name, entry in index["layers"].items()}
 
 
@@ -246,10 +252,13 @@ def _read_checked(directory: Path, name: str, sha: str) -> bytes:
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """A temporary directory beside `directory` that takes its place when all went well."""
+    """A temporary directory beside `directory` that takes its place when all went well.
+
+    Where `directory` is a link, what it leads to is replaced.
+    """
+    directory = directory.resolve()
     if directory.exists() and not replaceable(directory):
-        got = f"{str(directory)!r}, which holds something else"
-        raise InputError(should("directory", "new, empty, or one that `save` wrote", got, "Choose another name."))
+        raise refused(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -265,6 +274,22 @@ def new_directory(directory: Path) -> Iterator[Path]:
         raise InputError(should("directory", "one that can be written", got, "Choose another place.")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refused(directory: Path, name: str = "directory") -> InputError:
+    """What is said of a directory that exists and is not `replaceable`."""
+    if directory.is_dir() and directory.is_mount():
+        got, cure = f"{str(directory)!r}, where something is mounted", "Name a directory inside it."
+    else:
+        got, cure = f"{str(directory)!r}, which holds something else", "Choose another name."
+    return InputError(should(name, "new, empty, or one that `save` wrote", got, cure))
+
+
+def check_beside(path: Path) -> None:
+    """Refuse a file that would take the place of one that a saved trim consists of. Raises InputError."""
+    if path.name in _CERTIFIED and (path.parent / INDEX).is_file():
+        cure = "Choose another name."
+        raise InputError(should("--output", "no file of a saved trim", f"{str(path)!r}", cure))
 
 
 def _replace(temporary: Path, directory: Path) -> None:
@@ -298,11 +323,11 @@ def _swap(temporary: Path, directory: Path) -> None:
 
 
 def replaceable(directory: Path) -> bool:
-    """Whether a directory is one that an earlier save wrote."""
-    if not directory.is_dir():
+    """Whether a directory is empty, or one that an earlier save wrote and nobody put anything into."""
+    if not directory.is_dir() or directory.is_mount():
         return False
-    entries = [entry.name for entry in directory.iterdir()]
-    return not entries or INDEX in entries
+    entries = {entry.name for entry in directory.iterdir()}
+    return not entries or (INDEX in entries and entries <= _OURS)
 
 
 def json_bytes(data: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -6,7 +6,7 @@ No solver runs: the multipliers that were saved prove the optimality gaps again,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from nettrim.api import build_network, open_source, read_samples
-from nettrim.errors import DataError, ModelError, should
+from nettrim.errors import DataError, InputError, ModelError, should
 from nettrim.executors.local import LocalExecutor
 from nettrim.layerwise import Backing, LayerOutcome, LayerTask, conclude, make_pieces
 from nettrim.models.base import Layer, Network
 from nettrim.models.torch_network import load_into
+from nettrim.recipe import Recipe
 from nettrim.report import Report
 from nettrim.results import Event
 from nettrim.samples import Samples
@@ -30,24 +31,40 @@ from nettrim.schemes.whole import relative_discrepancy, trim_network
 _ROUNDING = 1e-5  # relative: other machines sum in another order
 _SAME = 1e-4  # relative: answers of one network on two machines
 _GAP_ROUNDING = 1e-6  # absolute, for optimality gaps
+_WHOLE = ("format", "scheme", "weights", "nonzeros_before", "nonzeros_after", "sparsity", "recipe")  # of the report
+_LAYER = ("kind", "shape", "activation", "nonzeros_before", "nonzeros_after", "sparsity", "scheme", "skipped")
+_LAYER_MEASURED = ("epsilon", "discrepancy", "discrepancy_select", "distance", "objective")
+_HELD_OUT = ("samples_holdout", "discrepancy_holdout")
+_NETWORK = ("theorem", "samples", "samples_holdout")
+_NETWORK_MEASURED = ("discrepancy", "discrepancy_holdout", "bound")
 
 
 @dataclass(frozen=True, eq=False)
 class VerifyReport:
-    """What a re-derivation found: the report made anew, and every claim that does not hold."""
+    """What a re-derivation found: the report made anew, every claim that does not hold, and what cannot be checked."""
 
     report: Report
     failures: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()  # layers whose multipliers were not kept: nothing proves their gaps
 
     @property
     def holds(self) -> bool:
-        """Whether every claim of the saved report was confirmed."""
+        """Whether every claim that can be checked was confirmed; what cannot be is in `unchecked`."""
         return not self.failures
 
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.failures:
+            return f"{len(self.failures)} claims do not hold"
+        if self.unchecked:
+            gaps = "the gap of 1 layer" if len(self.unchecked) == 1 else f"the gaps of {len(self.unchecked)} layers"
+            return f"every claim that can be checked holds; {gaps} cannot be"
+        return "every claim holds"
+
     def __str__(self) -> str:
-        verdict = "every claim holds" if self.holds else f"{len(self.failures)} claims do not hold"
-        lines = [str(self.report), "", f"verified: {verdict}"]
+        lines = [str(self.report), "", f"verified: {self.verdict}"]
         return "\n".join([*lines, *(f"fails: {text}" for text in self.failures), *(f"note: {n}" for n in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +73,7 @@ class VerifyReport:
             "holds": self.holds,
             "failures": list(self.failures),
             "notes": list(self.notes),
+            "unchecked": list(self.unchecked),
             "report": self.report.to_dict(),
         }
 
@@ -65,8 +83,10 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
 
     model: the module, or the ONNX file as `nettrim.trim` takes it; None trusts the copy in an ONNX file's directory.
     Re-derives every layer's epsilon, distance, discrepancy and optimality gap, the network's bound and discrepancies,
-    and compares them with report.json. Raises InputError for a directory that is damaged, DataError for other
-    data (checked by digest), ModelError for another model.
+    and compares them, and every count, with report.json; checks that the weights returned are those that the
+    multipliers speak of, or a refit on their support that keeps every constraint. What was measured on samples of
+    their own cannot be repeated here, which a note says. Raises InputError for a directory that is damaged, DataError
+    for other data (checked by digest), ModelError for another model.
     """
     original, changed, claims = _read(Path(directory), model)
     recipe = claims.recipe.replace(tolerance=min(claims.recipe.tolerance + _GAP_ROUNDING, 0.999))
@@ -77,6 +97,7 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
     network = build_network(original, samples, recipe)
     trimmed = build_network(changed, samples, recipe)
     weights = _matched(network, trimmed, set(claims.backing))
+    layers = {layer.name: layer for layer in network.layers}
     outcome = trim_network(
         network,
         samples.calibration,
@@ -87,8 +108,9 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
         silent,
     )
     report = Report(outcome.result, recipe=claims.recipe.to_dict())
-    found = verdict(claims.report, report, claims.backing)
-    return replace(found, failures=(*found.failures, *_other_answers(network, trimmed, samples)))
+    untied = [text for made in outcome.layers for text in _untied(made, layers[made.result.name], recipe)]
+    found = verdict(claims.report, report, claims.backing, separate=bool(claims.data["separate_holdout"]))
+    return replace(found, failures=(*found.failures, *untied, *_other_answers(network, trimmed, samples)))
 
 
 def _read(directory: Path, model: Any) -> tuple[Any, Any, Claims]:
@@ -125,6 +147,20 @@ def _other_answers(network: Network, trimmed: Network, samples: Samples) -> list
     return [f"network: the saved model's answers differ by {apart:.2g}"] if apart > max(_SAME, 4 * rounding) else []
 
 
+def _untied(made: LayerOutcome, layer: Layer, recipe: Recipe) -> list[str]:
+    """A failure when the weights returned are neither those of the select stage nor, row by row, a refit on their
+    support or the original ones."""
+    name, (selected, bias) = layer.name, made.selected(layer)
+    same = torch.equal(made.weight, selected) and (made.bias is None or bias is None or torch.equal(made.bias, bias))
+    if same:
+        return []
+    if not (recipe.refit and recipe.penalty_of(name).selects):
+        return [f"{name}: the weights are not those that its multipliers speak of"]
+    changed = (made.weight != layer.weight).any(dim=1, keepdim=True)
+    added = int(((made.weight != 0) & (selected == 0) & changed).sum())
+    return [f"{name}: {added} weights are outside the support that its multipliers speak of"] if added else []
+
+
 def rechecker(
     backing: Mapping[str, tuple[Backing, ...]], kappa: Mapping[str, float], weights: Mapping[str, Layer]
 ) -> Trimmer:
@@ -138,13 +174,27 @@ def rechecker(
     return check
 
 
-def verdict(claimed: Mapping[str, Any], report: Report, backing: Mapping[str, tuple[Backing, ...]]) -> VerifyReport:
-    """The saved report's claims against the report made anew."""
-    unproved = [name for name, parts in backing.items() if any(part.dual is None for part in parts)]
+def verdict(
+    claimed: Mapping[str, Any], report: Report, backing: Mapping[str, tuple[Backing, ...]], *, separate: bool = False
+) -> VerifyReport:
+    """The saved report's claims against the report made anew; `separate`: held-out samples were given by themselves.
+
+    Raises InputError for a report that is none.
+    """
+    unproved = tuple(name for name, parts in backing.items() if any(part.dual is None for part in parts))
     notes = tuple(
         f"{name}: its multipliers were too large to keep, so its gap cannot be confirmed." for name in unproved
     )
-    return VerifyReport(report, tuple(unconfirmed(claimed, report.to_dict(), set(unproved))), notes)
+    if separate:
+        notes += ("The held-out samples were given by themselves, so their discrepancy is not measured again.",)
+    made = report.to_dict()
+    if separate:
+        made["network"] |= {key: claimed["network"].get(key) for key in _HELD_OUT}
+    try:
+        failures = unconfirmed(claimed, made, set(unproved))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(should("report.json", "the report of a trim", f"one that is not ({error!r})")) from error
+    return VerifyReport(report, tuple(failures), notes, unproved)
 
 
 def silent(event: Event) -> None:
@@ -153,27 +203,51 @@ def silent(event: Event) -> None:
 
 def unconfirmed(claimed: Mapping[str, Any], found: Mapping[str, Any], unproved: set[str]) -> list[str]:
     """Every claim of the saved report that the new one does not confirm."""
-    failures = []
-    new = {layer["name"]: layer for layer in found["layers"]}
-    for layer in claimed["layers"]:
-        name, other = layer["name"], new.get(layer["name"])
-        if other is None or layer["skipped"] is not None:
-            continue
-        if layer["nonzeros_after"] != other["nonzeros_after"]:
-            failures.append(f"{name}: {other['nonzeros_after']} weights, not {layer['nonzeros_after']}")
-        for key in ("epsilon", "discrepancy", "distance"):
-            failures += _grown(f"{name}: {key}", layer.get(key), other.get(key))
+    failures = _different("report", claimed, found, _WHOLE)
+    names = [layer["name"] for layer in claimed["layers"]]
+    if names != [layer["name"] for layer in found["layers"]]:
+        return [*failures, f"report: its layers are {names}, not {[layer['name'] for layer in found['layers']]}"]
+    for layer, other in zip(claimed["layers"], found["layers"], strict=True):
+        name = layer["name"]
+        failures += _different(name, layer, other, _LAYER)
+        failures += _moved(name, layer, other, _LAYER_MEASURED)
         if name not in unproved:
-            failures += _grown(f"{name}: gap", layer.get("gap"), other.get("gap"), _GAP_ROUNDING)
+            failures += _grown(f"{name}: gap", layer.get("gap"), other.get("gap"))
             if layer["certified"] and not other["certified"]:
                 failures.append(f"{name}: not certified any more")
-    for key in ("discrepancy", "discrepancy_holdout", "bound"):
-        failures += _grown(f"network: {key}", claimed["network"].get(key), found["network"].get(key))
+    failures += _different("network", claimed["network"], found["network"], _NETWORK)
+    failures += _moved("network", claimed["network"], found["network"], _NETWORK_MEASURED)
+    trimmed = [layer["certified"] for layer in claimed["layers"] if layer["skipped"] is None]
+    if claimed["certified"] is not (bool(trimmed) and all(certified is True for certified in trimmed)):
+        failures.append(f"report: certified is {claimed['certified']!r}, which is not what its layers say")
+    bound, discrepancy = found["network"]["bound"], found["network"]["discrepancy"]
+    if bound is not None and discrepancy is not None and discrepancy > bound:
+        failures.append(f"network: discrepancy {discrepancy:.6g} is above the bound {bound:.6g}")
     return failures
 
 
-def _grown(what: str, claimed: float | None, found: float | None, slack: float = _ROUNDING * 1e-2) -> list[str]:
-    """A failure when a number is larger than claimed by more than rounding."""
-    if claimed is None or found is None or found <= claimed + max(_ROUNDING * abs(claimed), slack):
+def _different(what: str, claimed: Mapping[str, Any], found: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """A failure for every one of `keys` that is not what it was."""
+    wrong = [key for key in keys if claimed.get(key) != found.get(key)]
+    return [f"{what}: {key} is {found.get(key)!r}, not {claimed.get(key)!r}" for key in wrong]
+
+
+def _moved(what: str, claimed: Mapping[str, Any], found: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """A failure for every one of `keys` whose number is another one by more than rounding."""
+    failures = []
+    for key in keys:
+        said, made = claimed.get(key), found.get(key)
+        if said is None or made is None:
+            failures += [] if said is made else [f"{what}: {key} is {made}, not {said}"]
+        elif not abs(made - said) <= max(_ROUNDING * abs(made), _ROUNDING * 1e-2):  # which no NaN is
+            failures.append(f"{what}: {key} is {made:.6g}, not {said:.6g}")
+    return failures
+
+
+def _grown(what: str, claimed: float | None, found: float | None) -> list[str]:
+    """A failure when a gap is not there any more, or is larger than claimed by more than rounding."""
+    if claimed is None or found is None:
+        return [] if claimed is found else [f"{what} is {found}, not {claimed}"]
+    if found <= claimed + max(_ROUNDING * abs(found), _GAP_ROUNDING):
         return []
     return [f"{what} is {found:.6g}, not {claimed:.6g}"]

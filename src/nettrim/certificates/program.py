@@ -43,11 +43,11 @@ class Certificate:
     """What can be said of a weight without trusting the solver.
 
     `objective` is its penalty (plus lambda times squared distance in the regularised form), `bound` a number that no
-    feasible weight can undercut, nor this one if its violation is at most 1e-9, `gap` = (objective - bound) / objective. `discrepancy` is the
-    Frobenius norm of all distances. `violation` is the worst excess over a constraint: (distance - eps) / eps of a
-    group, where eps counts as at least 1e-4 of the group's largest response, or, for entries whose distance must be
-    zero, the excess over the norm of that neuron's responses; infinite where a product is not finite. The `group_`
-    arrays hold the same per budget group.
+    feasible weight can undercut, nor this one if its violation is at most 1e-9, `gap` = (objective - bound) /
+    objective. `discrepancy` is the Frobenius norm of all distances. `violation` is the worst excess over a constraint:
+    (distance - eps) / eps of a group, where eps counts as at least 1e-4 of the group's largest response, or, for
+    entries whose distance must be zero, the excess over the norm of that neuron's responses; infinite where a product
+    is not finite. The `group_` arrays hold the same per budget group.
     """
 
     objective: float

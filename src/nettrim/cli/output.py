@@ -11,16 +11,15 @@ from nettrim.errors import InputError, should
 from nettrim.files import atomic_write
 from nettrim.report import Report
 
-PAGE = "report.html"
+PAGE = saving.PAGE
 
 
 def check_output(directory: Path) -> None:
     """Refuse before the work what could not be written after it. Raises InputError."""
     cure = "Choose another name."
     if directory.exists() and not saving.replaceable(directory):
-        got = f"{str(directory)!r}, which holds something else"
-        raise InputError(should("--output", "a new or empty directory, or one of an earlier trim", got, cure))
-    above = directory.absolute()
+        raise saving.refused(directory, "--output")
+    above = directory.resolve()
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -46,6 +45,7 @@ def check_directory(directory: Path) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError when it cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
     except OSError as error:
         got = f"{str(path)!r} ({error.strerror})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from nettrim.errors import InputError, should
 from nettrim.models.batches import normalise_batches
 from nettrim.models.shrink import Summary, shrink
 from nettrim.models.state import load_into, state_of
-from nettrim.saving import ONNX_MODEL, holds_onnx, read_trim
+from nettrim.saving import ONNX_MODEL, ONNX_ORIGINAL, ONNX_SHRUNK, SHRUNK, check_beside, holds_onnx, read_trim
 
 
 def command(
@@ -67,7 +68,8 @@ def command(
     check_directory(directory)
     example = None if data is None else load_data(data).inputs
     onnx = holds_onnx(directory)
-    target = output or directory / ("shrunk.onnx" if onnx else "shrunk.safetensors")
+    target = output or directory / (ONNX_SHRUNK if onnx else SHRUNK)
+    _check_target(target, directory, ONNX_SHRUNK if onnx else SHRUNK)
     if onnx:
         from nettrim.cli.onnx_files import shrink_to  # noqa: PLC0415  # an extra
 
@@ -79,6 +81,18 @@ def command(
     else:
         print(summary if summary.changed else f"{summary}\nNothing could be removed exactly.")
         screen.say(f"Written to {target}.", "dim")
+
+
+def _check_target(target: Path, directory: Path, usual: str) -> None:
+    """Refuse before the work a file of another kind, of a saved trim, or the network that was trimmed itself."""
+    suffix = Path(usual).suffix
+    if target.suffix != suffix:
+        raise InputError(should("--output", f"a file that ends in {suffix}", f"{str(target)!r}"))
+    check_beside(target)
+    original = directory / ONNX_ORIGINAL
+    if target.is_file() and original.is_file() and filecmp.cmp(target, original, shallow=False):
+        got = f"{str(target)!r}, the network that was trimmed"
+        raise InputError(should("--output", "a new file, or one of an earlier shrink", got, "Choose another name."))
 
 
 def _shrink_module(

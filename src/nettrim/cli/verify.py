@@ -76,5 +76,4 @@ def show(found: VerifyReport) -> None:
         console.print(f"note: {note}", markup=False, style="yellow", soft_wrap=True)
     for failure in found.failures:
         console.print(f"does not hold: {failure}", markup=False, style="red", soft_wrap=True)
-    verdict = "Every claim holds." if found.holds else f"{len(found.failures)} claims do not hold."
-    console.print(verdict, style="bold green" if found.holds else "bold red")
+    console.print(f"{found.verdict[0].upper()}{found.verdict[1:]}.", style="bold green" if found.holds else "bold red")

@@ -22,7 +22,7 @@ from nettrim.certificates.program import certify
 from nettrim.layerwise.keeping import feasibility, solve_kept
 from nettrim.layerwise.means import Means
 from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
-from nettrim.layerwise.trim import finished, record
+from nettrim.layerwise.trim import finished, record, worst_violation
 from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, Status
@@ -152,7 +152,9 @@ def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> Layer
         landed.totals,
         objective=certificate.objective,
         bound=certificate.bound,
-        violation=certificate.violation,
+        violation=max(
+            certificate.violation, worst_violation([piece], [backing], landed.weight, landed.bias)
+        ),
         epsilon=math.sqrt(piece.allowed),
     )
     result = record(task.layer, task.scheme, task.recipe.tolerance, totals, landed.weight)

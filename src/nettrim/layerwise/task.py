@@ -67,9 +67,9 @@ class Backing:
 class Totals:
     """What was measured of a layer or of some of its rows: absolute numbers, norms in the Frobenius sense."""
 
-    objective: float  # of the select stage's weights, as are the next two
+    objective: float  # of the select stage's weights, as is the bound
     bound: float
-    violation: float  # the worst relative excess over a constraint
+    violation: float  # the worst relative excess over a constraint, of these and of the weights returned
     norm: float  # of the responses
     epsilon: float
     discrepancy: float  # of the weights returned

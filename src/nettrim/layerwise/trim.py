@@ -87,14 +87,15 @@ def finished(
 def conclude(
     task: LayerTask, pieces: Sequence[Piece], backing: Sequence[Backing], weight: Tensor, bias: Tensor | None
 ) -> LayerOutcome:
-    """The record of given weights: gap of the select stage (`backing`), discrepancy and distance of the weights."""
+    """The record of given weights: gap of the select stage (`backing`), violation of both stages, discrepancy and
+    distance of the weights."""
     certificates = [certify(piece.program, part.weight, part.dual) for piece, part in zip(pieces, backing, strict=True)]
     selected = measure(task, *join_parts(task.layer, [part.weight for part in backing]))
     final = measure(task, weight, bias)
     totals = Totals(
         objective=math.fsum(certificate.objective for certificate in certificates),
         bound=math.fsum(certificate.bound for certificate in certificates),
-        violation=max(certificate.violation for certificate in certificates),
+        violation=max(worst_violation(pieces, backing, weight, bias), *(found.violation for found in certificates)),
         norm=final.norm,
         epsilon=math.sqrt(math.fsum(piece.allowed for piece in pieces)),
         discrepancy=final.discrepancy,
@@ -104,6 +105,18 @@ def conclude(
     )
     result = record(task.layer, task.scheme, task.recipe.tolerance, totals, weight)
     return LayerOutcome(result, weight, bias, tuple(backing), totals, task.inputs.shape[1], task.moved, task.kappa)
+
+
+def worst_violation(
+    pieces: Sequence[Piece], backing: Sequence[Backing], weight: Tensor, bias: Tensor | None
+) -> float:
+    """The worst relative excess of the weights returned over a constraint; 0 where they are the select stage's."""
+    whole, worst = augmented(weight, bias), 0.0
+    for piece, part in zip(pieces, backing, strict=True):
+        rows = whole[piece.rows]
+        if not torch.equal(rows, part.weight.to(rows)):
+            worst = max(worst, certify(piece.program, rows.to(piece.program.inputs)).violation)
+    return worst
 
 
 def record(layer: Layer, scheme: str, tolerance: float, totals: Totals, weight: Tensor) -> LayerResult:
