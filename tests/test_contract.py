@@ -106,6 +106,14 @@ def test_every_dependency_has_a_bound_and_a_pin() -> None:
     assert pins["torch"] == "2.13.0"  # without a build's name: pip picks the one that fits the machine
 
 
+def test_the_source_distribution_has_what_the_tests_read() -> None:
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    include = {name.removeprefix("/") for name in include["sdist"]["include"]}
+    assert all((ROOT / name).exists() for name in include)
+    assert {path.name for path in ROOT.glob("*.md")} <= include
+    assert {"src", "tests", "docs", "benchmarks", ".ci/lowest.py", "constraints.txt", "Makefile"} <= include
+
+
 def test_types_are_shipped() -> None:
     assert (SOURCE / "py.typed").is_file()
 
