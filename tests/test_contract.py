@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "nettrim"
 FILES = sorted(SOURCE.rglob("*.py"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = SETTINGS["project"], SETTINGS["tool"]
+CONTRACTS = TOOLS["importlinter"]["contracts"]
 EXTRAS = "typer rich click matplotlib jinja2 onnx onnxruntime ray scipy cvxpy clarabel highspy sklearn pooch".split()
 
 
@@ -53,6 +55,12 @@ def test_the_contract_notices(copied: Path, file: str, line: str, complaint: str
     run = lint_imports(copied)
     assert run.returncode != 0
     assert complaint in run.stdout
+
+
+def test_the_design_notes_show_the_contract() -> None:
+    layers = [re.findall(r"\w+", layer) for layer in CONTRACTS[0]["layers"]]
+    (shown,) = re.findall(r"```\n(cli > .*?)```", (ROOT / "docs/design-notes.md").read_text(encoding="utf-8"), re.S)
+    assert [re.findall(r"\w+", room) for room in shown.split(">")] == layers[1:]  # all but __main__
 
 
 def test_the_core_imports_without_any_extra() -> None:
@@ -107,8 +115,7 @@ def test_every_dependency_has_a_bound_and_a_pin() -> None:
 
 
 def test_the_source_distribution_has_what_the_tests_read() -> None:
-    include = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
-    include = {name.removeprefix("/") for name in include["sdist"]["include"]}
+    include = {name.removeprefix("/") for name in TOOLS["hatch"]["build"]["targets"]["sdist"]["include"]}
     assert all((ROOT / name).exists() for name in include)
     assert {path.name for path in ROOT.glob("*.md")} <= include
     assert {"src", "tests", "docs", "benchmarks", ".ci/lowest.py", "constraints.txt", "Makefile"} <= include
