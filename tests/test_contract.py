@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -12,11 +13,22 @@ from pathlib import Path
 
 import pytest
 
+import nettrim
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "nettrim"
 FILES = sorted(SOURCE.rglob("*.py"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = "typer rich click matplotlib jinja2 onnx onnxruntime ray scipy cvxpy clarabel highspy sklearn pooch".split()
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, TOOLS = SETTINGS["project"], SETTINGS["tool"]
+CONTRACTS = TOOLS["importlinter"]["contracts"]
+OPTIONAL = {
+    re.split("[>=]", requirement)[0].replace("scikit-learn", "sklearn")
+    for extra, requirements in PROJECT["optional-dependencies"].items()
+    for requirement in requirements
+    if extra != "dev" and not requirement.startswith("nettrim[")
+}
+PLUG_INS = re.compile(r"nettrim\.(models\.onnx|gain\.onnx|onnx_saving)")
+EXTRAS = sorted(OPTIONAL | set(CONTRACTS[1]["forbidden_modules"]))  # with what they bring: click, highspy
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -55,20 +67,35 @@ def test_the_contract_notices(copied: Path, file: str, line: str, complaint: str
     assert complaint in run.stdout
 
 
+def test_the_design_notes_show_the_contract() -> None:
+    layers = [re.findall(r"\w+", layer) for layer in CONTRACTS[0]["layers"]]
+    (shown,) = re.findall(r"```\n(cli > .*?)```", (ROOT / "docs/design-notes.md").read_text(encoding="utf-8"), re.S)
+    assert [re.findall(r"\w+", room) for room in shown.split(">")] == layers[1:]  # all but __main__
+
+
 def test_the_core_imports_without_any_extra() -> None:
+    """Its public names, and every module but the command line and those of ONNX, which say what they need."""
     code = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-sys.meta_path.insert(0, Absent())
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys({EXTRAS!r}))
 import nettrim
-for public in getattr(nettrim, "__all__", ()):
+for public in dir(nettrim):
     getattr(nettrim, public)
+for found in pkgutil.walk_packages(nettrim.__path__, "nettrim.", onerror=lambda name: None):
+    if found.name.endswith("__main__") or found.name.startswith("nettrim.cli"):
+        continue
+    try:
+        importlib.import_module(found.name)
+    except nettrim.errors.MissingExtraError:
+        print(found.name)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    assert [name for name in run.stdout.split() if not PLUG_INS.match(name)] == []
+
+
+def test_every_optional_dependency_is_kept_out_of_the_core() -> None:
+    assert OPTIONAL and OPTIONAL.issubset(CONTRACTS[1]["forbidden_modules"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
@@ -106,6 +133,13 @@ def test_every_dependency_has_a_bound_and_a_pin() -> None:
     assert pins["torch"] == "2.13.0"  # without a build's name: pip picks the one that fits the machine
 
 
+def test_the_source_distribution_has_what_the_tests_read() -> None:
+    include = {name.removeprefix("/") for name in TOOLS["hatch"]["build"]["targets"]["sdist"]["include"]}
+    assert all((ROOT / name).exists() for name in include)
+    assert {path.name for path in ROOT.glob("*.md")} <= include
+    assert {"src", "tests", "docs", "benchmarks", ".ci/lowest.py", "constraints.txt", "Makefile"} <= include
+
+
 def test_types_are_shipped() -> None:
     assert (SOURCE / "py.typed").is_file()
 
@@ -120,4 +154,19 @@ def test_every_room_and_public_name_has_a_docstring() -> None:
             public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
             if public and not ast.get_docstring(node):
                 missing.append(f"{file.relative_to(SOURCE)}: {node.name}")
+    assert not missing
+
+
+def test_everything_that_users_get_has_a_docstring() -> None:
+    """Functions, classes, their methods and properties; one that overrides another may leave it to that one."""
+    public = {name: getattr(nettrim, name) for name in dir(nettrim) if not name.startswith("_")}
+    public = {name: value for name, value in public.items() if not inspect.ismodule(value)}
+    assert {"trim", "Trimmed", "Recipe", "solve", "Report"} <= set(public)
+    missing = [name for name, value in public.items() if not inspect.getdoc(value)]
+    for name, value in public.items():
+        for member in dir(value) if inspect.isclass(value) else ():
+            found = inspect.getattr_static(value, member)
+            called = isinstance(found, property | classmethod | staticmethod) or inspect.isfunction(found)
+            if called and not member.startswith("_") and not inspect.getdoc(getattr(value, member)):
+                missing.append(f"{name}.{member}")
     assert not missing

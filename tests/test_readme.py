@@ -54,6 +54,13 @@ def test_commands_and_options_exist(document: Path) -> None:
                 assert word in options, f"{document.name}: {' '.join(call)}"
 
 
+def test_the_table_of_verbs_is_complete() -> None:
+    main = pytest.importorskip("typer").main
+    verbs = main.get_command(pytest.importorskip("nettrim.cli").app).commands
+    table = re.findall(r"^\| `nettrim (\w+)", (ROOT / "docs/cli.md").read_text(encoding="utf-8"), re.M)
+    assert set(table) == set(verbs)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_make_targets_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))

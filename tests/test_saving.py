@@ -247,6 +247,19 @@ def test_jobs_that_write_the_same_directory_take_turns(tmp_path):
         assert 0 <= int((tmp_path / "out" / "content").read_text()) < 40
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere there is no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_directory_has_the_permissions_that_the_user_asks_for(tmp_path, data, mask):
+    trimmed = nettrim.trim(net(), data, epsilon=0.1)
+    before = os.umask(mask)
+    try:
+        trimmed.save(tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert (tmp_path / "out" / "report.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_directories_that_hold_something_else_are_refused(tmp_path, data):
     trimmed = nettrim.trim(net(), data, epsilon=0.1)
     (tmp_path / "mine").mkdir()

@@ -17,10 +17,10 @@ import platform
 import re
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +39,8 @@ _PIECE = 1 << 24  # bytes that are hashed at a time
 _SHOWN = 3  # differences named in a message
 _HEADER = 1 << 26  # bytes of a header that is believed
 
+_T = TypeVar("_T")
+
 Identity = Mapping[str, Mapping[str, Any]]  # "model", "data" and "recipe", each as names and plain values
 
 
@@ -56,7 +58,7 @@ class Checkpoint:
     """A directory of finished units; make one with `open`."""
 
     directory: Path
-    notes: tuple[str, ...] = field(default=())
+    notes: list[str] = field(default_factory=list)  # for the report: other versions, units they wrote
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], identity: Identity) -> Self:
@@ -77,7 +79,7 @@ class Checkpoint:
             if not (path / MANIFEST).exists():
                 _check_free(path)
                 atomic_write(path / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-            return cls(path, _compare(path, manifest))
+            return cls(path, [*_compare(path, manifest)])
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -106,6 +108,25 @@ class Checkpoint:
         except (FileNotFoundError, struct.error):
             return None
         return _stored(unit, about, {}) if about.pop("check", None) == _check(about) else None
+
+    def read(
+        self, unit: str, make: Callable[[Stored], _T], program: str | None = None, *, head: bool = False
+    ) -> _T | None:
+        """What `make` finds in a finished unit, of `head` without its tensors; None as for `load`.
+
+        None, too, for a unit of another program, where one is given, and for one of which `make` raises KeyError or
+        TypeError: another version wrote other records, which a note says.
+        """
+        stored = self.peek(unit) if head else self.load(unit)
+        if stored is None or program not in (None, stored.program):
+            return None
+        try:
+            return make(stored)
+        except (KeyError, TypeError):
+            note = f"The checkpoint's {unit!r} has the records of another version of nettrim: it is solved anew."
+            if note not in self.notes:
+                self.notes.append(note)
+            return None
 
     def save(self, unit: str, program: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Put a finished unit on disk. Raises InputError when the disk refuses."""

@@ -25,7 +25,7 @@ from nettrim.errors import DataError, should
 MAX_BYTES = 8 * 2**30  # unfolded, over all files
 _RATIO = 200  # a compressed array that unfolds further than this, and to more than _SMALL, is taken for a bomb
 _SMALL = 64 * 2**20
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".joblib", ".bin", ".ckpt")
 _LAYOUT = "an array 'inputs' (or several named 'inputs.NAME') and optionally 'labels'"
 _RESAVE = 'Save it again with numpy.savez("data.npz", inputs=..., labels=...).'
 
@@ -136,7 +136,7 @@ def _refuse_pickle(path: Path) -> None:
         head = stream.read(9)
     # pickles open with 0x80 and their protocol; so may a safetensors header's length, which "{" follows
     bare = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:] != b"{"
-    if path.suffix.lower() in _PICKLES or bare:
+    if path.suffix.lower() in PICKLES or bare:
         raise _pickle(path)
     if head[:2] == b"PK":  # torch saves a zip file with a pickle inside
         with zipfile.ZipFile(path) as archive:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from nettrim.gain import faster_shrunk, measure_gain
 from nettrim.models.shrink import Summary
 from nettrim.report import Report, Section, render_page
 from nettrim.results import Event
+from nettrim.threads import torch_threads
 
 SCHEMES = ("parallel", "cascade")
 PAGE, CALIBRATION, TEST, DENSE = "demo.html", "calibration.npz", "test.npz", "dense.safetensors"
@@ -122,7 +122,7 @@ def run(settings: Settings, notify: Callable[[Step], None] = lambda step: None) 
     jobs = [(scheme, epsilon) for scheme in SCHEMES for epsilon in _epsilons(settings)]
     layers = len(SIZES) - 1
     total = 1 + layers * len(jobs)
-    with _threads(1):  # small layers: threads of one product would only wait for each other
+    with torch_threads(1):  # small layers: threads of one product would only wait for each other
         notify(Step("training a network on scanned digits", 0, total))
         dense = train(digits, settings.epochs, settings.seed)
         trained = time.perf_counter() - started
@@ -179,15 +179,6 @@ def _write(demo: Demo, directory: Path) -> Path:
     return render_page("A digit reader, trimmed two ways", sections, directory / PAGE)
 
 
-def check_directory(directory: Path) -> None:
-    """Refuse before the work a place that cannot be written. Raises InputError."""
-    above = directory.absolute()
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir():
-        raise InputError(should("--output", "a directory", f"{str(directory)!r}, and {str(above)!r} is a file"))
-
-
 def accuracy(model: nn.Module, digits: Digits) -> float:
     """The fraction of the test scans that are read right."""
     with torch.inference_mode():
@@ -233,13 +224,3 @@ def _point(job: tuple[str, float], report: Report, correct: float) -> dict[str, 
         "discrepancy": report.network.discrepancy,
         "accuracy": correct,
     }
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -261,13 +262,14 @@ def new_directory(directory: Path) -> Iterator[Path]:
         raise refused(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        # not tempfile: the directory gets the permissions that the user's umask asks for
+        temporary = directory.parent / f".{directory.name}-{secrets.token_hex(4)}"
+        temporary.mkdir()
     except OSError as error:
         got = f"{str(directory)!r} ({error.strerror})"
         raise InputError(should("directory", "one that can be written", got, "Choose another place.")) from error
     try:
         yield temporary
-        temporary.chmod(0o755)
         _replace(temporary, directory)
     except OSError as error:
         got = f"{str(directory)!r} ({error.strerror})"

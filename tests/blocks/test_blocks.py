@@ -12,6 +12,7 @@ from nettrim.blocks import split
 from nettrim.blocks.merge import merge
 from nettrim.blocks.split import parts_of, plan
 from nettrim.blocks.work import LayerWork
+from nettrim.checkpoint import Checkpoint
 from nettrim.errors import InputError
 from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard, Unfinished
@@ -108,6 +109,24 @@ def test_missing_and_damaged_blocks_alone_are_solved_again(tmp_path, scheme, mon
     monkeypatch.setattr(LayerWork, "part", lambda self, part: solved.append(part.name) or inner(self, part))
     assert same(first, trimmed(tmp_path, scheme=scheme))
     assert len(solved) == 2
+
+
+@pytest.mark.parametrize("change", [{"added": 1.0}, {"shape": None}, {"name": ...}])
+def test_blocks_with_records_of_another_version_are_solved_again(tmp_path, monkeypatch, change, same):
+    """A field that is not known, of another type, or missing."""
+    first = trimmed(tmp_path)
+    store, unit = Checkpoint(tmp_path), "0 0-2"
+    stored = store.load(unit)
+    result = {key: value for key, value in {**stored.record["result"], **change}.items() if value is not ...}
+    store.save(unit, stored.program, stored.tensors, {**stored.record, "result": result})
+    solved = []
+    inner = LayerWork.part
+    monkeypatch.setattr(LayerWork, "part", lambda self, part: solved.append(part.name) or inner(self, part))
+    again = trimmed(tmp_path)
+    assert same(first, again)
+    assert len(solved) == 1
+    assert [note for note in again.report.result.notes if repr(unit) in note and "another version" in note]
+    assert not [note for note in trimmed(tmp_path).report.result.notes if "another version" in note]
 
 
 def test_blocks_of_another_program_are_solved_again(tmp_path, monkeypatch, same):

@@ -13,6 +13,7 @@ from nettrim.blocks import Blocks, split, work
 from nettrim.blocks.joint_files import JointFiles
 from nettrim.blocks.split import cuts, plan
 from nettrim.blocks.work import LayerWork
+from nettrim.checkpoint import Checkpoint
 from nettrim.executors.base import Held
 from nettrim.executors.local import LocalExecutor
 from nettrim.executors.shard import Shard, Unfinished
@@ -330,6 +331,28 @@ def test_a_damaged_part_alone_is_made_up_for(tmp_path, monkeypatch, after, name,
         counted = stopping(patch, 10**6)
         assert same(expected, trimmed(folder, LocalExecutor(1)))
     assert counted["samples"] == 0
+
+
+@pytest.mark.parametrize("name", ["0-2 of 0-16", "course of 0-16"])
+@pytest.mark.parametrize("after", [3, 16])
+def test_records_of_another_version_are_made_up_for(tmp_path, monkeypatch, after, name, same):
+    """Of parts in the rounds and of landed ones, and of the course."""
+    expected = trimmed(tmp_path / "whole", LocalExecutor(1))
+    folder = tmp_path / "other"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stopping(patch, after)
+        trimmed(folder, LocalExecutor(1))
+    store, unit = Checkpoint(folder), f"0 {name}"
+    stored = store.load(unit)
+    for key in stored.record.keys() & {"answers", "landed"}:
+        each = stored.record[key] if key == "answers" else [stored.record[key]["totals"]]
+        for record in each:
+            record["added"] = 1.0
+    stored.record.pop("multipliers", None)
+    store.save(unit, stored.program, stored.tensors, stored.record)
+    found = trimmed(folder, LocalExecutor(1))
+    assert same(expected, found)
+    assert [note for note in found.report.result.notes if repr(unit) in note and "another version" in note]
 
 
 def test_parts_of_another_search_are_not_mixed(tmp_path, monkeypatch, same):

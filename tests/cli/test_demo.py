@@ -32,6 +32,17 @@ def test_the_demo(run, folder: Path) -> None:
     assert json.loads(measured.stdout)["accuracy"] == pytest.approx(report["gain"]["accuracy"]["trimmed"])
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run", None)
+    (folder / "out" / "cascade").mkdir(parents=True)
+    (folder / "out" / "cascade" / "thesis.txt").write_text("years of work")
+    result = run("demo", "-o", "out")
+    assert result.exit_code == 2 and "which holds something else" in result.stderr
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    result = run("demo", "-o", "other")
+    assert result.exit_code == 2 and "can be written" in result.stderr
+
+
 def test_training_is_repeatable_and_leaves_the_random_state() -> None:
     digits = demo.load_digits()
     state = torch.get_rng_state()

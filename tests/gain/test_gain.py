@@ -21,7 +21,7 @@ from nettrim.gain.chain import SparseChain, chain_of, csr
 from nettrim.gain.latency import Latency, break_even, latency
 from nettrim.gain.measure import measure_gain
 from nettrim.gain.subject import Subject, torch_subject
-from nettrim.gain.timing import Timing, interleaved, ratio, threads
+from nettrim.gain.timing import Timing, interleaved, ratio
 from nettrim.models.batches import Batch
 from nettrim.models.shrink import shrink
 from nettrim.report.gain import gain_table
@@ -61,12 +61,6 @@ class TestTiming:
         assert len(found["a"].seconds) == len(found["b"].seconds) >= 5
         low, high = found["b"].spread
         assert low <= found["b"].median <= high
-
-    def test_threads_are_put_back(self) -> None:
-        before = torch.get_num_threads()
-        with threads(before + 1) as count:
-            assert torch.get_num_threads() == count == before + 1
-        assert torch.get_num_threads() == before
 
 
 class TestChain:

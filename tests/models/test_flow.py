@@ -107,6 +107,12 @@ CONSTANTS = {
     "side by side": (lambda m, x: torch.cat([z := m.first(x), z], 1), math.sqrt(2)),
     "sigmoid": (lambda m, x: torch.sigmoid(2 * m.first(x)), 0.5),
     "softmax": (lambda m, x: m.first(x).softmax(1), 0.5),
+    "elu": (lambda m, x: F.elu(m.first(x), -2.0), 2.0),
+    "celu": (lambda m, x: F.celu(m.first(x), alpha=3.0), 1.0),
+    "selu": (lambda m, x: F.selu(m.first(x)), 1.0508 * 1.6733),
+    "erf": (lambda m, x: torch.erf(m.first(x)), 1.13),
+    "steep": (lambda m, x: F.leaky_relu(m.first(x), 2.0), 2.0),
+    "soft": (lambda m, x: F.softplus(m.first(x), 2.0), 1.0),
     "mean of all": (lambda m, x: m.first(x).mean((1, 2, 3)), 1 / math.sqrt(3 * 36)),
     "sum over channels": (lambda m, x: m.first(x).sum(1), math.sqrt(3)),
     "windows apart": (lambda m, x: F.max_pool2d(m.first(x).abs(), 2), 1.0),
@@ -130,6 +136,15 @@ def test_constants(name: str) -> None:
     check_constant(model, constant)
 
 
+def test_a_slope_that_is_a_parameter() -> None:
+    """A learned slope above 1, so that it is no part of the layer."""
+    model = Written(lambda m, x: m.leaky(m.first(x)), leaky=nn.PReLU(3))
+    with torch.no_grad():
+        model.leaky.weight.copy_(torch.tensor([0.5, -3.0, 2.0]))
+    assert bound(model, (2, 6, 6)) == pytest.approx(3.0)
+    check_constant(model, 3.0)
+
+
 def check_constant(model: nn.Module, constant: float) -> None:
     """No change of the layer's responses changes the output by more."""
     x = torch.randn(5, 2, 6, 6)
@@ -149,6 +164,8 @@ UNKNOWN = {
     "samples mixed": (lambda m, x: m.first(x) - m.first(x).mean(0), "mean"),
     "sample repeated": (lambda m, x: m.first(x)[:1] + x.sum(1, True), "samples"),
     "attention": (lambda m, x: (z := m.first(x)) @ z.transpose(-1, -2), "matmul"),
+    "a jump": (lambda m, x: F.softplus(m.first(x), 1.0, 0.5), "softplus"),
+    "a slope of the data": (lambda m, x: F.prelu(m.first(x), x.mean((0, 2, 3))[:1]), "prelu"),
     "picked by index": (lambda m, x: m.first(x)[:, torch.tensor([0, 0])], "__getitem__"),
 }
 

@@ -361,8 +361,8 @@ def test_samples_beyond_the_budget_are_the_same_from_files():
         assert torch.equal(plain[name].inputs, mapped[name].inputs)
         assert torch.equal(plain[name].preactivations, mapped[name].preactivations)
     (store,) = network._stores
-    folder = next(iter(store.paths.values())).parent
-    assert folder.is_dir()
+    folder = store._directory
+    assert folder is not None and folder.is_dir()
     network.close()
     assert not folder.exists()
 

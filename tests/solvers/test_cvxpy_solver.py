@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nettrim.errors import InputError
 from nettrim.programs import Program
-from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm
+from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm, Penalty
 from nettrim.solvers import Status, solve
 from nettrim.solvers.cvxpy_solver import Cvxpy
 from nettrim.solvers.standard_forms import qcqp_of, qp_of
@@ -42,6 +42,30 @@ def test_its_multipliers_certify_it(data: tuple[Tensor, Tensor], penalty, constr
     solution = solve(program, 1e-5, solver=Cvxpy())
     assert solution.certified
     assert solution.certificate.holds(1e-5)
+
+
+class Mine(Penalty):
+    """A penalty that nobody here knows: the size of each row's largest entry."""
+
+    def value(self, weight: Tensor) -> Tensor:
+        return MaxNorm().value(weight)
+
+    def prox(self, weight: Tensor, step: Tensor) -> Tensor:
+        return MaxNorm().prox(weight, step)
+
+    def gauge(self, dual: Tensor) -> Tensor:
+        return MaxNorm().gauge(dual)
+
+    def with_free_columns(self, columns: Tensor) -> Penalty:
+        return self
+
+
+def test_a_penalty_that_it_cannot_be_told_is_left_to_the_others() -> None:
+    inputs, weight = torch.randn(30, 60), torch.randn(3, 60)
+    program = Program.relu(inputs, torch.relu(inputs @ weight.T), 1e-3, constraint="strict", penalty=Mine())
+    assert not solve(program, 1e-7).certified  # without an error
+    with pytest.raises(InputError, match="one that CVXPY can state"):
+        solve(program, 1e-7, solver=Cvxpy())
 
 
 def test_scales_and_units(data: tuple[Tensor, Tensor]) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from nettrim.blocks.joint import Course, JointBlock, JointPart
 from nettrim.blocks.pack import pack, unpack
 from nettrim.checkpoint import Checkpoint, Stored
 from nettrim.executors.base import Executor
-from nettrim.layerwise import Answer, Priced, Shares
+from nettrim.layerwise import Answer, LayerOutcome, Priced, Shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +36,14 @@ class JointFiles:
     def read_part(self, block: JointBlock, part: JointPart) -> bool:
         """What a part has to show: all of it for one that is solved here, else the numbers. Whether that is news."""
         own = part.held is not None
-        unit = _unit(block, part)
-        stored = self._of(block, self.store.load(unit) if own else self.store.peek(unit))
-        if stored is None:
+        found = self.store.read(_unit(block, part), partial(_shown, part, own), block.program, head=not own)
+        if found is None or (found.answers, found.shares) == (part.answers, part.shares):
             return False
-        answers, shares = [Answer(**answer) for answer in stored.record["answers"]], _shares(stored)
-        if (answers, shares) == (part.answers, part.shares):
-            return False
-        part.answers, part.shares = answers, shares
-        if own and shares is not None:
-            part.landed = unpack(replace(stored, record=stored.record["landed"]), part.part.task.layer, _all(part))
-        elif own:
-            part.state = self.executor.hold(Priced(**stored.tensors))
+        part.answers, part.shares = found.answers, found.shares
+        if found.landed is not None:
+            part.landed = found.landed
+        if found.state is not None:
+            part.state = self.executor.hold(found.state)
         return True
 
     def look(self, block: JointBlock) -> bool:
@@ -66,13 +63,12 @@ class JointFiles:
         """Read the parts that landed elsewhere, and name those that cannot be read, which have to begin anew."""
         for part in block.parts:
             if part.landed is None:
-                stored = self._of(block, self.store.load(_unit(block, part)))
-                if stored is None or _shares(stored) != block.course.shares:
+                found = self.store.read(_unit(block, part), partial(_shown, part, True), block.program)
+                if found is None or found.landed is None or found.shares != block.course.shares:
                     part.forget()
                     yield part
                 else:
-                    landed = replace(stored, record=stored.record["landed"])
-                    part.landed = unpack(landed, part.part.task.layer, _all(part))
+                    part.landed = found.landed
 
     def keep_part(self, block: JointBlock, part: JointPart) -> None:
         """Write what a part has to show."""
@@ -90,17 +86,22 @@ class JointFiles:
         self.store.save(course_unit(block.task.name, block.cuts), block.program, {}, asdict(block.course))
 
     def _read_course(self, block: JointBlock) -> bool:
-        stored = self._of(block, self.store.peek(course_unit(block.task.name, block.cuts)))
-        if stored is None:
+        course = self.store.read(course_unit(block.task.name, block.cuts), _course, block.program, head=True)
+        if course is None:
             return False
-        course = Course(tuple(stored.record["multipliers"]), _shares(stored))
         news = course != block.course
         block.follow(course)
         return news
 
-    def _of(self, block: JointBlock, stored: Stored | None) -> Stored | None:
-        """What was stored, where it answers the block's program."""
-        return stored if stored is not None and stored.program == block.program else None
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What a part has to show, as its file tells."""
+
+    answers: list[Answer]
+    shares: Shares | None
+    landed: LayerOutcome | None = None
+    state: Priced | None = None
 
 
 def units(layer: str, cuts: Sequence[range]) -> Iterator[str]:
@@ -122,6 +123,21 @@ def course_unit(layer: str, cuts: Sequence[range]) -> str:
 
 def _unit(block: JointBlock, part: JointPart) -> str:
     return part_unit(block.task.name, block.cuts, part.rows)
+
+
+def _shown(part: JointPart, whole: bool, stored: Stored) -> _Shown:
+    """Of a part's file: its numbers, or the whole of it."""
+    shown = _Shown([Answer(**answer) for answer in stored.record["answers"]], _shares(stored))
+    if not whole:
+        return shown
+    if shown.shares is None:
+        return replace(shown, state=Priced(**stored.tensors))
+    landed = replace(stored, record=stored.record["landed"])
+    return replace(shown, landed=unpack(landed, part.part.task.layer, _all(part)))
+
+
+def _course(stored: Stored) -> Course:
+    return Course(tuple(stored.record["multipliers"]), _shares(stored))
 
 
 def _all(part: JointPart) -> range:

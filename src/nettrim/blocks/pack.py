@@ -40,7 +40,7 @@ def pack(outcome: LayerOutcome) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack(stored: Stored, layer: Layer, rows: range) -> LayerOutcome:
-    """The outcome that was packed, of these rows of `layer`. KeyError or TypeError for anything else."""
+    """The outcome that was packed, of these rows of `layer`. KeyError or TypeError for another version's."""
     tensors, record = stored.tensors, stored.record
     weight = tensors["weight"].to(layer.weight.device)
     result = LayerResult(

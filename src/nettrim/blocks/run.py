@@ -15,7 +15,7 @@ from nettrim.blocks.merge import merge
 from nettrim.blocks.pack import digest_task, pack, unpack
 from nettrim.blocks.split import Part
 from nettrim.blocks.work import Done, LayerWork, Sample, Step, worker
-from nettrim.checkpoint import Checkpoint
+from nettrim.checkpoint import Checkpoint, Stored
 from nettrim.executors.base import Executor
 from nettrim.executors.shard import Shard, Unfinished
 from nettrim.layerwise import LayerOutcome, LayerTask
@@ -67,10 +67,10 @@ class Blocks:
         """Fetch the missing blocks that are on disk; None: whatever programs they answer."""
         for number in desk.missing if self.store is not None else ():
             assert self.store is not None
-            stored = self.store.load(desk.unit(number))
-            if stored is not None and program in (None, stored.program):
-                desk.programs[number] = stored.program
-                desk.outcomes[number] = unpack(stored, desk.layer, desk.blocks[number])
+            make = partial(_found, desk.layer, desk.blocks[number])
+            found = self.store.read(desk.unit(number), make, program)
+            if found is not None:
+                desk.programs[number], desk.outcomes[number] = found
                 self._tidy(desk, number)
 
     def keep_same(self, desk: Desk, task: LayerTask) -> str:
@@ -158,6 +158,11 @@ class Blocks:
                 )
             if away:
                 time.sleep(min(_POLL, left))
+
+
+def _found(layer: Layer, rows: range, stored: Stored) -> tuple[str, LayerOutcome]:
+    """The program that a stored block answers, and its outcome."""
+    return stored.program, unpack(stored, layer, rows)
 
 
 def _do(work: Trimmer, item: Part | Sample | Step) -> Any:

@@ -16,6 +16,7 @@ from rich.text import Text
 from nettrim import demo
 from nettrim.cli import screen
 from nettrim.cli.options import AsJson, Quiet
+from nettrim.cli.output import check_output, check_place
 from nettrim.report import format as fmt
 from nettrim.report.gain import gain_table
 
@@ -43,7 +44,9 @@ def command(
 
       nettrim demo -o demo-out
     """
-    demo.check_directory(output)
+    check_place(output)
+    for scheme in demo.SCHEMES:
+        check_output(output / scheme)
     settings = demo.Settings(shown=epsilon, seed=seed)
     if quick:
         settings = demo.Settings(epochs=5, epsilons=(), shown=epsilon, seed=seed)

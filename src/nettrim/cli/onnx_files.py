@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from nettrim.cli.opening import Opened
-from nettrim.errors import ModelError, should
+from nettrim.errors import ModelError
 from nettrim.models.batches import normalise_batches
 from nettrim.models.onnx_file import read_model
-from nettrim.models.onnx_graph import to_array
-from nettrim.models.onnx_import import onnx
+from nettrim.models.onnx_graph import main_output, to_array
 from nettrim.models.onnx_run import Part, chunks
 from nettrim.models.onnx_shrink import shrink_onnx
 from nettrim.models.onnx_write import write_model
@@ -31,7 +30,7 @@ def read_onnx(opened: Opened) -> Any:
 
 def predict_onnx(model: Any, inputs: Any) -> Tensor:
     """The first floating output of an ONNX model on all samples, by ONNX Runtime."""
-    output = _scores(model)
+    output = main_output(model)
     part = Part(model, [output])
     found = []
     for batch in normalise_batches(inputs):
@@ -47,19 +46,6 @@ def weights_onnx(model: Any) -> list[Tensor]:
         if node.op_type == "Constant":
             arrays += [to_array(entry.t) for entry in node.attribute if entry.name == "value"]
     return [torch.from_numpy(array != 0) for array in arrays if array is not None and array.ndim > 1 and _real(array)]
-
-
-def _scores(model: Any) -> str:
-    """The first output of floating numbers, or what a lone label was chosen from."""
-    types = onnx.TensorProto
-    floating = (types.FLOAT, types.FLOAT16, types.DOUBLE, types.BFLOAT16)
-    for value in model.graph.output:
-        if value.type.tensor_type.elem_type in floating:
-            return value.name
-    for node in model.graph.node:
-        if node.op_type in ("ArgMax", "ZipMap") and node.output[0] in {value.name for value in model.graph.output}:
-            return node.input[0]
-    raise ModelError(should("MODEL", "one with an output of floating numbers", "none"))
 
 
 def _real(array: Any) -> bool:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nettrim.cli.exported import read_exported
+from nettrim.data import PICKLES
 from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.shrink import load_shrunk
 from nettrim.saving import INDEX, load
 
-PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FACTORY_WORDS = "package.module:function, a function that returns the model"
 _SAVE_ELSE = (

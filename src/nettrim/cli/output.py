@@ -12,19 +12,24 @@ from nettrim.files import atomic_write
 from nettrim.report import Report
 
 PAGE = saving.PAGE
+_CURE = "Choose another name."
 
 
 def check_output(directory: Path) -> None:
-    """Refuse before the work what could not be written after it. Raises InputError."""
-    cure = "Choose another name."
+    """Refuse before the work a directory of results that could not be written after it. Raises InputError."""
     if directory.exists() and not saving.replaceable(directory):
         raise saving.refused(directory, "--output")
+    check_place(directory)
+
+
+def check_place(directory: Path) -> None:
+    """Refuse a directory that is no directory, or could not be written. Raises InputError."""
     above = directory.resolve()
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK):
         got = f"{str(directory)!r} under {str(above)!r}, which is not"
-        raise InputError(should("--output", "in a place that can be written", got, cure))
+        raise InputError(should("--output", "in a place that can be written", got, _CURE))
 
 
 def write_page(report: Report, directory: Path) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from nettrim.errors import InputError, should
 from nettrim.executors.base import Held, attempt_named
+from nettrim.threads import torch_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,7 +90,7 @@ class LocalExecutor(OneMachine):
 
     def _inline(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         for index, item in enumerate(items):
-            with _one_torch_thread():
+            with torch_threads(1):
                 result = attempt_named(function, item, index)
             yield index, result
 
@@ -133,13 +133,3 @@ def _stop(thread: int) -> None:
     """Raise an interrupt in a thread at its next Python instruction; kernels that are running finish first."""
     set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
     set_exception(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

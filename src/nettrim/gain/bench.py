@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,9 +122,10 @@ def _subject(model: Any, example: Any, count: int) -> tuple[Subject, Batch, int 
     if isinstance(model, str | os.PathLike) and Path(model).suffix.lower() != ".onnx":
         cure = "PyTorch weights need the code of their network: export it to ONNX, or call nettrim.gain.bench."
         raise InputError(should("model", "an ONNX file", repr(str(model)), cure))
-    parts = importlib.import_module("nettrim.gain.onnx_subject")  # needs the extra
+    from nettrim.gain.onnx_subject import onnx_subject  # noqa: PLC0415  # an extra
+
     batch = None if example is None else normalise_batches([example])[0]
-    return parts.onnx_subject(model, batch, threads=count)
+    return onnx_subject(model, batch, threads=count)
 
 
 def _name(model: Any) -> str:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from nettrim.errors import InputError, should
 from nettrim.gain.chain import Step, csr
 from nettrim.gain.subject import Run, Subject, onnx_parts
-from nettrim.gain.timing import Ratio, Timing, interleaved, ratio, threads
+from nettrim.gain.timing import Ratio, Timing, interleaved, ratio
 from nettrim.models.batches import Batch
+from nettrim.threads import torch_threads
 
 BATCHES = (1, 16, 256)
 
@@ -72,7 +73,7 @@ def latency(
     if "dense" not in stages:
         raise InputError(should("stages", 'one with "dense" to compare with', sorted(stages)))
     found = []
-    with threads(thread_count) as count:
+    with torch_threads(thread_count) as count:
         for size in batches:
             batch = example.pick(torch.arange(size) % example.size)
             runs: dict[str, Run] = {}
@@ -116,7 +117,7 @@ def break_even(
     Found by bisection between `lowest` and `highest`, with `seconds` of measurement at each of the steps, whose fastest
     runs are compared; None where CSR does not win even at `highest`, `lowest` where it always does.
     """
-    with threads(thread_count) as count:
+    with torch_threads(thread_count) as count:
         if not _sparse_wins(shape, batch, highest, count, seconds):
             return None
         if _sparse_wins(shape, batch, lowest, count, seconds):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import lzma
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +12,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nettrim.gain.sparse_file import sparse_bytes
-
-try:
-    zstandard: Any = importlib.import_module("zstandard")
-except ImportError:
-    zstandard = None
 
 _LEVEL = 9
 
@@ -28,12 +21,12 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
     dense: a safetensors file as it is. bitmask: `save_sparse`'s file. csr: values, int32 columns and int32 row starts
     of every matrix (convolutions as matrices) where that is smaller than dense. dense zlib: the dense file compressed.
-    bitmask zlib, bitmask lzma, and bitmask zstd where that package is installed: masks and byte-shuffled values.
+    bitmask zlib, bitmask lzma: masks and byte-shuffled values, compressed.
     """
     floats = {name: _float32(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
     dense = save(floats)
     shuffled = _shuffled(floats)
-    found = {
+    return {
         "dense": len(dense),
         "bitmask": len(sparse_bytes(floats)),
         "csr": len(save(_csr(floats))),
@@ -41,9 +34,6 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
         "bitmask zlib": len(zlib.compress(shuffled, _LEVEL)),
         "bitmask lzma": len(lzma.compress(shuffled, preset=6)),
     }
-    if zstandard is not None:
-        found["bitmask zstd"] = len(zstandard.ZstdCompressor(level=19).compress(shuffled))
-    return found
 
 
 def nonzeros(tensors: Mapping[str, Tensor]) -> int:

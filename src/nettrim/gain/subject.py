@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -73,9 +72,10 @@ def sparse_engines(chain: Chain | None) -> dict[str, Engine]:
 def onnx_parts() -> ModuleType | None:
     """The module that needs the `onnx` extra; None where that is not installed."""
     try:
-        return importlib.import_module("nettrim.gain.onnx_export")
+        from nettrim.gain import onnx_export  # noqa: PLC0415  # an extra
     except MissingExtraError:
         return None
+    return onnx_export
 
 
 def _onnx_engine(

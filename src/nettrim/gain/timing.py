@@ -1,15 +1,13 @@
-"""Times that can be compared: interleaved repeats, medians, spreads, a fixed number of threads."""
+"""Times that can be compared: interleaved repeats, medians, spreads."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 _LEAST = 2e-4  # seconds of one measurement: shorter runs are repeated inside it
 _QUARTILES = (25, 75)
@@ -82,18 +80,6 @@ def ratio(slow: Timing, fast: Timing) -> Ratio:
     quotients = slow.seconds / np.maximum(fast.seconds, 1e-12)
     low, high = np.percentile(quotients, _QUARTILES)
     return Ratio(float(np.median(quotients)), float(low), float(high))
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[int]:
-    """A fixed number of torch threads (None: the present one), put back afterwards."""
-    before = torch.get_num_threads()
-    count = before if count is None else count
-    torch.set_num_threads(count)
-    try:
-        yield count
-    finally:
-        torch.set_num_threads(before)
 
 
 def _timed(run: Callable[[], Any], times: int) -> float:

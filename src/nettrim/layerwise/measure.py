@@ -23,10 +23,6 @@ class Measured:
     norm: float  # ||Y||
     row_distances: tuple[float, ...]  # one a row
 
-    def relative(self, value: float) -> float:
-        """`value` over ||Y||; as it is where ||Y|| is zero."""
-        return value / self.norm if self.norm > 0 else value
-
 
 def measure(task: LayerTask, weight: Tensor, bias: Tensor | None) -> Measured:
     """Discrepancy and distance of any weights at the task's inputs, in float64, streaming over samples."""

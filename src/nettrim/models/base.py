@@ -53,7 +53,7 @@ class LayerSamples:
 
 
 class Network(Protocol):
-    """A model front end. Everything above `models` talks to this and to nothing else."""
+    """A model front end: all that layers, blocks and schemes ask for. The API asks for more (docs/extending.md)."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:

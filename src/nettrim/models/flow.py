@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from nettrim.certificates.graph import Flow, Step
+from nettrim.models.lipschitz import slope_of
 from nettrim.models.match import Use, branches, keeps_values
 from nettrim.models.operations import MAX_POOLS, linear_call, overlap
 from nettrim.models.trace import Call, Key, Node, Trace
@@ -23,10 +24,8 @@ from nettrim.models.weights import Trimmable
 
 _AVERAGES = frozenset(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
 _SAME = -1  # stands for a value that trimming does not change
-_SLOPES = {  # the largest slope of each activation, rounded up; of softmax the norm of its Jacobian
-    "relu": 1.0, "relu6": 1.0, "hardtanh": 1.0, "tanh": 1.0, "softplus": 1.0, "logsigmoid": 1.0, "softsign": 1.0,
-    "clamp": 1.0, "clip": 1.0, "clamp_min": 1.0, "clamp_max": 1.0, "abs": 1.0, "neg": 1.0, "sigmoid": 0.25,
-    "softmax": 0.5, "hardsigmoid": 1 / 6, "gelu": 1.13, "silu": 1.1, "mish": 1.09, "hardswish": 1.5,
+_PARAMETERS = {  # of activations, on which their slopes depend: places and names
+    "leaky_relu": (1, "negative_slope"), "elu": (1, "alpha"), "celu": (1, "alpha"), "softplus": (2, "threshold"),
 }  # fmt: skip
 _PARTS = frozenset({"chunk", "split", "unbind", "tensor_split", "narrow", "select", "split_with_sizes"})
 
@@ -194,10 +193,9 @@ def _constant(node: Node, inputs: tuple[int, ...]) -> tuple[float, bool]:
     if len(inputs) == 1 and node.inputs[0] == inputs[0] and isinstance(first, Tensor):
         if keeps_values(node) or plain in _PARTS or (plain == "__getitem__" and _is_slice(call.args[1])):
             return 1.0, False
-        if plain in _SLOPES:
-            return _SLOPES[plain], False
-        if plain == "leaky_relu":
-            return max(1.0, abs(float(call.argument(1, "negative_slope", 0.01)))), False
+        slope = _slope(node, plain)
+        if slope is not None:
+            return slope, False
         if plain in ("mul", "div"):
             return _scale(node, plain) * _spread(node, inputs), False
         if plain == "batch_norm":
@@ -209,6 +207,18 @@ def _constant(node: Node, inputs: tuple[int, ...]) -> tuple[float, bool]:
         if plain == "pad":
             return _padded(call), False
     raise _NoConstant(f"`{name}` has no constant that bounds what it does to an error")
+
+
+def _slope(node: Node, plain: str) -> float | None:
+    """The largest slope of an activation; None for anything else, or where none is known."""
+    call, parameters = _call(node), dict[str, float]()
+    if plain == "prelu" and len(call.args) > 1 and isinstance(_operand(node, 1), str):  # none of the data
+        parameters = {"negative_slope": float(call.argument(1, "weight").detach().double().abs().max())}
+    elif plain in _PARAMETERS:
+        place, name = _PARAMETERS[plain]
+        value = call.argument(place, name)
+        parameters = {} if value is None else {name: float(value)}
+    return slope_of(plain, **parameters)
 
 
 def _spread(node: Node, inputs: tuple[int, ...]) -> float:

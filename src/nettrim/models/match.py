@@ -80,7 +80,8 @@ def _follow(trace: Trace, use: Use) -> Use:
         node = trace.nodes[readers[0]]
         call = _call(node)
         activation = activation_name(node.name, call.args, call.kwargs)
-        if activation is not None and node.inputs[0] == value:
+        computed = any(isinstance(key, int) for key in node.inputs[1:])  # such as a slope of the data
+        if activation is not None and node.inputs[0] == value and not computed:
             return replace(use, activation=activation, additions=tuple(additions), end=node.index)
         if len(node.outputs) != 1:
             return use

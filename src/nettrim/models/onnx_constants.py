@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nettrim.certificates.network import operator_norm
+from nettrim.models.lipschitz import slope_of
 from nettrim.models.onnx_convolution import Convolution, convolution_of, unfit_convolution
 from nettrim.models.onnx_graph import Graph, attributes, is_standard
 from nettrim.models.onnx_layers import keeps_values
@@ -20,9 +21,17 @@ POOLS = frozenset({"MaxPool", "GlobalMaxPool", "ReduceMax"})  # that may stand b
 SHAPED = frozenset(  # whose constants depend on shapes
     {"Add", "Sub", "Sum", "Max", "Min", "Mul", "Div", "ReduceMean", "ReduceSum", "GlobalAveragePool"}
 )
-_SLOPES = {  # the largest slope of each activation, rounded up; of Softmax the norm of its Jacobian
-    "Relu": 1.0, "Clip": 1.0, "Tanh": 1.0, "Softplus": 1.0, "Softsign": 1.0, "Abs": 1.0, "Neg": 1.0, "Celu": 1.0,
-    "Sigmoid": 0.25, "Erf": 1.13, "Gelu": 1.13, "Mish": 1.09, "HardSwish": 1.5, "Softmax": 0.5,
+_ACTIVATIONS = {  # as `slope_of` knows them
+    "Relu": "relu", "Clip": "clamp", "Tanh": "tanh", "Softplus": "softplus", "Softsign": "softsign", "Abs": "abs",
+    "Neg": "neg", "Sigmoid": "sigmoid", "Erf": "erf", "Gelu": "gelu", "Mish": "mish", "HardSwish": "hardswish",
+    "Softmax": "softmax", "LeakyRelu": "leaky_relu", "Elu": "elu", "Celu": "celu", "Selu": "selu",
+    "HardSigmoid": "hardsigmoid", "PRelu": "prelu",
+    "Swish": "silu",  # whatever its alpha is: that stretches both axes
+}  # fmt: skip
+_PARAMETERS = {  # attributes on which slopes depend: their names there, and what ONNX takes where they are left out
+    "LeakyRelu": {"alpha": ("negative_slope", 0.01)}, "Elu": {"alpha": ("alpha", 1.0)},
+    "Celu": {"alpha": ("alpha", 1.0)}, "HardSigmoid": {"alpha": ("slope", 0.2)},
+    "Selu": {"gamma": ("scale", 1.0508), "alpha": ("alpha", 1.6733)},
 }  # fmt: skip
 _SAME = frozenset({"Slice", "Split", "DepthToSpace", "SpaceToDepth", "GlobalMaxPool", "ReduceMax", "ReduceMin"})
 _ROUNDING = 1 + 1e-6  # for the norm of a layer that is kept, whose rounding nobody else counts
@@ -125,20 +134,11 @@ def _of_one(graph: Graph, node: Any, fields: dict[str, Any], shapes: Shapes) -> 
         raise NoConstant("Transpose moves the samples to another axis")
     if keeps_values(graph, node):
         return 1.0
-    if kind in _SLOPES or kind in _SAME:
-        return _SLOPES.get(kind, 1.0)
+    if kind in _SAME:
+        return 1.0
+    if kind in _ACTIVATIONS:
+        return _slope(graph, node, fields)
     match kind:
-        case "LeakyRelu":
-            return max(1.0, abs(float(fields.get("alpha", 0.01))))
-        case "HardSigmoid":
-            return abs(float(fields.get("alpha", 0.2)))
-        case "Elu":
-            return max(1.0, abs(float(fields.get("alpha", 1.0))))
-        case "Selu":
-            return abs(float(fields.get("gamma", 1.0508))) * max(1.0, abs(float(fields.get("alpha", 1.6733))))
-        case "PRelu":
-            slope = graph.constant(node.input[1])
-            return None if slope is None else max(1.0, float(np.abs(slope.array.astype(np.float64)).max()))
         case "MaxPool" | "AveragePool" | "GlobalAveragePool":
             return pooled(graph, node, shapes)
         case "ReduceMean" | "ReduceSum":
@@ -149,6 +149,15 @@ def _of_one(graph: Graph, node: Any, fields: dict[str, Any], shapes: Shapes) -> 
             return _padded(graph, node, fields)
         case _:
             return None
+
+
+def _slope(graph: Graph, node: Any, fields: dict[str, Any]) -> float | None:
+    """The largest slope of an activation; None where none is known."""
+    given = {name: float(fields.get(key, usual)) for key, (name, usual) in _PARAMETERS.get(node.op_type, {}).items()}
+    slopes = graph.constant(node.input[1]) if node.op_type == "PRelu" else None
+    if slopes is not None:
+        given["negative_slope"] = float(np.abs(slopes.array.astype(np.float64)).max())
+    return slope_of(_ACTIVATIONS[node.op_type], **given)
 
 
 def _kept(graph: Graph, node: Any, fields: dict[str, Any], read: frozenset[str]) -> float:

@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from nettrim.errors import ModelError, should
 from nettrim.models.onnx_import import onnx
 
 INSIDE = -1  # the slot of a use inside a node's sub-graph
+FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 _RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -198,6 +205,22 @@ def to_array(tensor: Any) -> np.ndarray | None:
         return onnx.numpy_helper.to_array(tensor)
     except Exception:
         return None
+
+
+def main_output(model: Any) -> str:
+    """The first floating output, or what a lone label was chosen from; classifiers often give the label first.
+
+    Raises ModelError where there is neither.
+    """
+    for value in model.graph.output:
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in FLOATS:
+            return value.name
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for value in model.graph.output:
+        node = makers.get(value.name)
+        if node is not None and node.op_type in ("ZipMap", "ArgMax"):
+            return node.input[0]
+    raise ModelError(should("model", "one with an output of floating numbers", "none"))
 
 
 def names_inside(node: Any) -> Iterator[str]:

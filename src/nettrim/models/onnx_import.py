@@ -8,6 +8,7 @@ try:
     import onnx
     import onnx.external_data_helper
     import onnx.inliner
+    import onnx.reference
     import onnx.version_converter
     import onnxruntime
 except ImportError as error:  # pragma: no cover - needs an installation without the extra

@@ -21,7 +21,7 @@ from nettrim.models.onnx_constants import Shapes
 from nettrim.models.onnx_edit import Editor, write_tensor
 from nettrim.models.onnx_file import read_model
 from nettrim.models.onnx_flow import flow_of, measured_shapes
-from nettrim.models.onnx_graph import Graph, to_array
+from nettrim.models.onnx_graph import FLOATS, Graph, main_output, to_array
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_layers import chain_with, match, plain_chain
 from nettrim.models.onnx_products import Product, find_products
@@ -32,12 +32,6 @@ from nettrim.models.selection import Candidate, select
 from nettrim.models.store import SampleStore
 from nettrim.models.unfold import matrix_of, weight_of
 
-_FLOATS = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-)
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _SAMPLES = 11  # made up to see shapes: a number that no axis has by chance
 _AGREEMENT = 1e-5  # relative, between a saved file's predictions and the network's
@@ -72,7 +66,7 @@ class OnnxNetwork:
         self._probe: Batch | None = None
         self.model: Any = read_model(path_or_modelproto, allow_external_data=allow_external_data)
         original = Graph(self.model)
-        self._inputs, self._output = original.inputs, _main_output(original, self.model)
+        self._inputs, self._output = original.inputs, main_output(self.model)
         self._whole: Part | None = Part(self.model, [self._output], threads=threads)
         probe, before = self._probed()
         editor = Editor(self.model)
@@ -306,7 +300,7 @@ class OnnxNetwork:
         for value in self._inputs:
             kind = value.type.tensor_type
             shape = [d.dim_value if d.dim_value > 0 else samples for d in kind.shape.dim]
-            noise = generator.standard_normal(shape) if kind.elem_type in _FLOATS else np.zeros(shape)
+            noise = generator.standard_normal(shape) if kind.elem_type in FLOATS else np.zeros(shape)
             arrays.append(torch.from_numpy(noise.astype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))))
         return Batch(tuple(arrays), {}, None, len(arrays[0]) if arrays and arrays[0].dim() else samples)
 
@@ -336,18 +330,6 @@ def _copied(model: Any) -> Any:
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     return twin
-
-
-def _main_output(graph: Graph, model: Any) -> str:
-    """The first floating output, or what a lone label was chosen from; classifiers often give the label first."""
-    for value in model.graph.output:
-        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in _FLOATS:
-            return value.name
-    for value in model.graph.output:
-        node = graph.made_by(value.name)
-        if node is not None and node.op_type in ("ZipMap", "ArgMax"):
-            return node.input[0]
-    raise ModelError(should("model", "one with an output of floating numbers", "none"))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

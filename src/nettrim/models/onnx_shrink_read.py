@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from onnx.reference import ReferenceEvaluator
 
 from nettrim.models.onnx_graph import INSIDE, Graph, attributes, is_standard
 from nettrim.models.onnx_import import onnx
@@ -353,5 +352,5 @@ def _evaluated(node: Any, opset: int, feeds: dict[str, np.ndarray]) -> np.ndarra
     outputs = [onnx.ValueInfoProto(name=node.output[0])]
     graph = onnx.helper.make_graph([node], "node", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    found: Any = ReferenceEvaluator(model).run(None, feeds)
+    found: Any = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
     return np.asarray(found[0])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nettrim.errors import ModelError, should
-from nettrim.models.folding import fold, give_bias
+from nettrim.models.folding import give_bias
 from nettrim.models.running import deep_copy
 from nettrim.models.shrink_channels import Kept
-from nettrim.models.state import restore
+from nettrim.models.state import replay, restore
 
 FORMAT = 1
 
@@ -77,12 +77,7 @@ def load_shrunk(
     try:
         if plan.get("format") != FORMAT:
             raise ModelError(should("plan", f"in format {FORMAT}", repr(plan.get("format"))))
-        for layer, norm in (structure or {}).get("folded", ()):
-            fold(module, layer, norm)
-        for name in (structure or {}).get("biases", ()):
-            owner = module.get_submodule(name)
-            if owner.bias is None:
-                give_bias(owner, torch.zeros(_outputs(owner)))
+        replay(module, structure or {})
         module = restructure(module, plan)
     except (AttributeError, ValueError, IndexError, KeyError, RuntimeError) as error:
         if isinstance(error, ModelError):
@@ -143,7 +138,3 @@ def _gather_first(module: nn.Module, name: str, columns: Sequence[int]) -> nn.Mo
             parent, _, attribute = path.rpartition(".")
             setattr(module.get_submodule(parent), attribute, pair)
     return module
-
-
-def _outputs(layer: nn.Module) -> int:
-    return int(getattr(layer, "out_features", None) or layer.out_channels)  # type: ignore[arg-type]

@@ -43,17 +43,28 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], plan: Mapping[str
     """
     module = deep_copy(model)
     try:
-        for layer, norm in plan.get("folded", ()):
-            fold(module, layer, norm)
-        for layer in plan.get("biases", ()):
-            owner = module.get_submodule(layer)
-            if owner.bias is None:
-                weight = tensors.get(f"{layer}.bias" if layer else "bias")
-                give_bias(owner, weight if weight is not None else torch.zeros(0))
+        replay(module, plan)
     except (AttributeError, ValueError) as error:
         raise ModelError(should("model", "the one that was trimmed", f"one without its layers: {error}")) from None
     restore(module, tensors)
     return module
+
+
+def replay(module: nn.Module, plan: Mapping[str, Any]) -> None:
+    """Change a module's structure in place as a plan says: fold norms, and add biases of zero where there are none.
+
+    Raises AttributeError or ValueError where the module does not fit.
+    """
+    for layer, norm in plan.get("folded", ()):
+        fold(module, layer, norm)
+    for layer in plan.get("biases", ()):
+        owner = module.get_submodule(layer)
+        if owner.bias is None:
+            give_bias(owner, torch.zeros(_outputs(owner)))
+
+
+def _outputs(layer: nn.Module) -> int:
+    return int(getattr(layer, "out_features", None) or layer.out_channels)  # type: ignore[arg-type]
 
 
 def _distinct(module: nn.Module) -> dict[str, Tensor]:

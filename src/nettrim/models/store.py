@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import weakref
@@ -19,15 +20,14 @@ class SampleStore:
     """Tensors that grow row by row.
 
     While all of them together stay under `memory_budget` bytes (None: no limit) they are plain tensors;
-    what comes after goes to files in a temporary directory. `paths` names the files, so that a worker can
-    open them itself instead of being sent their contents. `close` removes them, at the latest when the
+    what comes after goes to files in a temporary directory. `close` removes them, at the latest when the
     store is collected.
     """
 
     def __init__(self, memory_budget: int | None = None, directory: Path | None = None) -> None:
         self.memory_budget = memory_budget
         self.used = 0
-        self.paths: dict[str, Path] = {}
+        self._files = 0
         self._parent = directory
         self._directory: Path | None = None
         self._cleaner: weakref.finalize | None = None
@@ -44,18 +44,18 @@ class SampleStore:
         return True
 
     def path(self, name: str) -> Path:
-        """A new file's path."""
+        """A new file's path, which shows the tensor's name."""
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="nettrim-", dir=self._parent))
             self._cleaner = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
-        self.paths[name] = self._directory / f"{len(self.paths)}.npy"
-        return self.paths[name]
+        self._files += 1
+        return self._directory / f"{self._files}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}.npy"
 
     def close(self) -> None:
         """Remove the files. Tensors already handed out stay readable until they are dropped."""
         if self._cleaner is not None:
             self._cleaner()
-        self._directory, self._cleaner, self.paths, self.used = None, None, {}, 0
+        self._directory, self._cleaner, self._files, self.used = None, None, 0, 0
 
 
 class Rows:

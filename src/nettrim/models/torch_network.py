@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from nettrim.models.capture import Collector, Positions, collect
 from nettrim.models.folding import fold_all, give_bias
 from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, plain, refusal
 from nettrim.models.selection import select
-from nettrim.models.state import load_into, restore, state_of
+from nettrim.models.state import load_into, state_of
 from nettrim.models.statistics import Norm, norms_of, reestimate, stale_after
 from nettrim.models.store import Rows, SampleStore
 from nettrim.models.structure import discover
@@ -138,10 +138,6 @@ class TorchNetwork:
         """Parameters and buffers of the copy on the CPU, tied ones once: what a safetensors file takes."""
         self._refresh()
         return state_of(self.module)
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back a state taken from a network of the same structure; ModelError when it does not fit."""
-        restore(self.module, tensors)
 
     def new_store(self) -> SampleStore:
         """An empty store for samples, within the memory budget; its files go with `close`."""

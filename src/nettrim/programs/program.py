@@ -186,10 +186,12 @@ class Program:
 
     @property
     def samples(self) -> int:
+        """How many samples there are."""
         return self.inputs.shape[0]
 
     @property
     def group_count(self) -> int:
+        """How many budget groups there are."""
         return int(self.groups.max()) + 1
 
     def hard(self) -> Tensor | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from nettrim.certificates import certify
 from nettrim.errors import InputError, MissingExtraError, near, should
 from nettrim.programs import Program
-from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm
+from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm, Penalty
 from nettrim.solvers.base import Solution
 from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
@@ -31,6 +31,7 @@ from nettrim.solvers.repair import make_feasible
 from nettrim.solvers.standard_forms import QCQP, QP, qcqp_of, qp_of
 
 Form = Literal["direct", "qp", "qcqp"]
+_STATED = (L1, ElasticNet, L1Frobenius, MaxNorm, GroupL2Inputs, GroupL2Outputs)
 _NEGLIGIBLE = (1e-6, 1e-8, 0.0)  # entries below this share of the largest are tried as zeros
 _MARGIN = 1e-8  # of responses of unit size
 _PROOF = 1e6  # a bound this many times the plausible penalty proves that nothing is feasible
@@ -242,6 +243,11 @@ def _gather(problem: Problem, pieces: list[tuple[Any, int, np.ndarray, float]]) 
         if constraint.dual_value is not None:
             r[row, torch.as_tensor(samples)] += sign * _tensor(constraint.dual_value).flatten()
     return r
+
+
+def can_state(penalty: Penalty) -> bool:
+    """Whether CVXPY can be told a penalty here."""
+    return isinstance(penalty, _STATED)
 
 
 def _penalty(problem: Problem, u: Any) -> Any:

@@ -14,22 +14,22 @@ import torch
 from nettrim.certificates import certify
 from nettrim.programs import Program
 from nettrim.solvers.base import Solution, Status
-from nettrim.solvers.cvxpy_solver import Cvxpy
+from nettrim.solvers.cvxpy_solver import Cvxpy, can_state
 from nettrim.solvers.problem import Problem
 
 _LARGEST = 20_000  # rows times samples of a group above which a general solver would take too long
 
 
 def can_rescue(problem: Problem) -> bool:
-    """Whether every group of `problem` is small enough and a general solver is installed."""
-    return problem.rows * problem.design.samples <= _LARGEST and _installed()
+    """Whether every group of `problem` is small enough and a general solver is installed that can be told it."""
+    return problem.rows * problem.design.samples <= _LARGEST and _installed() and can_state(problem.penalty)
 
 
 def rescue(program: Program, solution: Solution, tolerance: float) -> Solution:
     """Try a general solver on the small budget groups of `solution` that are not certified."""
     groups = program.groups.cpu()
     open_rows = torch.tensor([not status.certified and status is not Status.INFEASIBLE for status in solution.status])
-    if not bool(open_rows.any()) or not _installed():
+    if not bool(open_rows.any()) or not _installed() or not can_state(program.penalty):
         return solution
     together = program.penalty.couples_rows
     wanted = [None] if together else torch.unique(groups[open_rows]).tolist()
