@@ -1,5 +1,6 @@
 """`nettrim.trim` as a user calls it."""
 
+import inspect
 import sys
 
 import pytest
@@ -195,6 +196,10 @@ def test_a_recipe_with_overrides(model, data):
     trimmed = nettrim.trim(model, data, recipe=recipe)
     assert trimmed.recipe == recipe and trimmed.report.network.samples == 40
     assert nettrim.trim(model, data, recipe=recipe, epsilon=0.1).recipe.epsilon == 0.1
+    # what is given counts, if it is a default too
+    assert nettrim.trim(model, data, recipe=recipe, refit=True, budget="layer").recipe == recipe.replace(refit=True)
+    named = inspect.signature(nettrim.trim).parameters
+    assert "_given" not in named and named["refit"].default is True
 
 
 def test_training_mode_and_random_state_are_left_alone(data):
@@ -279,3 +284,38 @@ def test_saturated_layers_are_certified(activation, dtype, constraint):
     for layer in nettrim.trim(model, data, **options).report.layers:
         assert layer.certified
         assert layer.discrepancy <= layer.distance + 1e-6
+
+
+@pytest.mark.parametrize("budget", ["layer", "neuron"])
+@pytest.mark.parametrize("epsilon", [0.01, 0.1])
+def test_a_network_that_is_sparse_already_gets_no_denser(tmp_path, budget, epsilon):
+    """The least l1 norm may need more weights than a pruned row has, which is feasible itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(layer.weight.abs() > layer.weight.abs().quantile(0.85))
+    data = torch.randn(300, 20)
+    trimmed = nettrim.trim(model, data, epsilon=epsilon, budget=budget, progress=False)
+    for layer in trimmed.report.layers:
+        assert layer.nonzeros_after <= layer.nonzeros_before
+        assert layer.certified and layer.distance <= layer.epsilon * (1 + 1e-6)
+    assert nettrim.verify(trimmed.save(tmp_path / "out"), model, data).holds
+
+
+def test_groups_whose_inputs_did_not_move_have_the_epsilon_of_a_parallel_layer():
+    """Eq. (7) gives nothing to channels that read what no earlier layer has changed."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv1d(4, 6, 3, padding=1), nn.Conv1d(10, 10, 3, padding=1, groups=10)
+
+        def forward(self, x):
+            return torch.relu(self.second(torch.cat([x, torch.relu(self.first(x))], 1)))
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, data = Joined(), torch.randn(60, 4, 10)
+        for layer in nettrim.trim(model, data, epsilon=0.1, scheme="cascade", progress=False).report.layers:
+            assert layer.certified

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
     from nettrim.models.onnx_network import OnnxNetwork
     from nettrim.models.onnx_shrink import ShrunkOnnx
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +102,21 @@ class TrimmedOnnx(Trimmed):
         return shrink_onnx(self.model, self._few())
 
 
+def _told(function: Callable[P, R]) -> Callable[P, R]:
+    """Tell `function`, by its keyword `_given`, which arguments a call names: a default that is named is a choice."""
+    signature = inspect.signature(function)
+    shown = signature.replace(parameters=[entry for name, entry in signature.parameters.items() if name != "_given"])
+
+    @functools.wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        kwargs["_given"] = frozenset(kwargs)
+        return function(*args, **kwargs)
+
+    told.__signature__ = shown  # type: ignore[attr-defined]  # what help() shows
+    return told
+
+
+@_told
 def trim(
     model: nn.Module | str | os.PathLike[str] | ModelProto,
     data: Any,
@@ -125,6 +146,7 @@ def trim(
     seed: int = 0,
     progress: bool | Listener = True,
     recipe: Recipe | None = None,
+    _given: frozenset[str] = frozenset(),
 ) -> Trimmed:
     """Trim a trained network: the sparsest weights whose responses stay within a tolerance of the original ones.
 
@@ -145,7 +167,7 @@ def trim(
     and what a layer answers; samples beyond half of it go to files. None: all samples in memory, and a solver's arrays
     take 1 GiB or, on a CUDA device, half of what is free there.
     progress: True shows it on a terminal's standard error, False nothing, a function receives `Event`s.
-    recipe: all options as one value; keyword options that are not at their defaults override it.
+    recipe: all options as one value; keyword options that are given, if only at their defaults, override it.
     The other options are those of `nettrim.Recipe`. N Algorithms 1 and 2.
 
     Raises RecipeError for an option, DataError for the data, ModelError for the model, each in one sentence.
@@ -171,7 +193,7 @@ def trim(
         "tolerance": tolerance,
         "seed": seed,
     }
-    recipe = _recipe(recipe, options)
+    recipe = _recipe(recipe, {name: value for name, value in options.items() if name in _given})
     if not (memory_budget is None or (isinstance(memory_budget, int) and memory_budget >= 1)):
         raise InputError(should("memory_budget", "None or a number of bytes >= 1", repr(memory_budget)))
     source = open_source(model)
@@ -284,16 +306,11 @@ def build_network(
 
 
 def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
-    """The options given, over the recipe's where there is one."""
+    """The options given, over the recipe's where there is one; None leaves an option as it is."""
     if recipe is not None and not isinstance(recipe, Recipe):
         cure = "Read one with nettrim.Recipe.read(path)."
         raise RecipeError(should("recipe", "a nettrim.Recipe", f"a {type(recipe).__name__}", cure))
-    default = {entry.name: entry.default for entry in fields(Recipe)}
-    given = {
-        name: value
-        for name, value in options.items()
-        if value is not None and not (type(value) is type(default[name]) and value == default[name])
-    }
+    given = {name: value for name, value in options.items() if value is not None}
     if recipe is not None:
         return recipe.replace(**given)
     if "epsilon" not in given:

@@ -26,7 +26,7 @@ from nettrim.results import Event
 from nettrim.samples import Samples
 from nettrim.saving import Claims, holds_onnx, read_trim
 from nettrim.schemes import Trimmer
-from nettrim.schemes.whole import relative_discrepancy, trim_network
+from nettrim.schemes.whole import relative_discrepancy, rounding_unit, trim_network
 
 _ROUNDING = 1e-5  # relative: other machines sum in another order
 _SAME = 1e-4  # relative: answers of one network on two machines
@@ -143,8 +143,8 @@ def _matched(network: Network, trimmed: Network, names: set[str]) -> dict[str, L
 def _other_answers(network: Network, trimmed: Network, samples: Samples) -> list[str]:
     """A failure when the file's model, of which so far only the layers were read, answers otherwise than they say."""
     apart = relative_discrepancy(network.outputs(samples.calibration), trimmed.outputs(samples.calibration))
-    rounding = max(torch.finfo(layer.dtype or layer.weight.dtype).eps for layer in network.layers)
-    return [f"network: the saved model's answers differ by {apart:.2g}"] if apart > max(_SAME, 4 * rounding) else []
+    allowed = max(_SAME, 4 * rounding_unit(network))
+    return [f"network: the saved model's answers differ by {apart:.2g}"] if apart > allowed else []
 
 
 def _untied(made: LayerOutcome, layer: Layer, recipe: Recipe) -> list[str]:

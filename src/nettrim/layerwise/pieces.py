@@ -16,6 +16,7 @@ from nettrim.programs import Activation, Program, get_activation, group_sums
 from nettrim.programs.penalties import Penalty
 from nettrim.recipe import Recipe
 
+_STILL = 1e-6  # relative to the responses: distances that moved inputs leave no smaller
 _TIGHT = 1e-5  # an epsilon below this part of the responses is lost in float32: such programs are posed in float64
 
 
@@ -84,16 +85,28 @@ class _Build:
     def _epsilon(self, program: Program) -> Tensor:
         """Absolute tolerance of each budget group, (groups,) float64."""
         task, recipe = self.task, self.task.recipe
-        if task.moved:  # eq. (7) and (19): gamma times what the dense weights reach, group by group
-            sums = self._reached(program)
-            if task.before_refit is not None:
-                sums = torch.maximum(sums, self._reached(self._before_refit(program)))
-            return (recipe.gamma_of(task.name) * sums).sqrt()
+        if not task.moved:
+            return self._asked(program)
+        # eq. (7) and (19): gamma times what the dense weights reach, group by group
+        sums = self._reached(program)
+        if task.before_refit is not None:
+            sums = torch.maximum(sums, self._reached(self._before_refit(program)))
+        squares = group_sums(self._squares(), program.groups, program.group_count)
+        still = sums <= _STILL**2 * squares  # of groups none of whose inputs moved, as in a parallel layer
+        return torch.where(still, self._asked(program), (recipe.gamma_of(task.name) * sums).sqrt())
+
+    def _squares(self) -> Tensor:
+        """The squared norm of every row's responses, (rows,)."""
+        return self.responses.to(torch.float64).square().sum(dim=0).cpu()
+
+    def _asked(self, program: Program) -> Tensor:
+        """The recipe's epsilon of each budget group."""
+        task, recipe = self.task, self.task.recipe
         epsilon = recipe.epsilon_of(task.name)
         sizes = torch.bincount(program.groups).to(torch.float64)
         if not recipe.relative:
             return epsilon * (sizes / task.layer.weight.shape[0]).sqrt()
-        squares = self.responses.to(torch.float64).square().sum(dim=0).cpu()
+        squares = self._squares()
         if recipe.budget == "neuron":
             return epsilon * squares.sqrt()  # A section 5.2
         return epsilon * squares.sum().sqrt() * (sizes / sizes.sum()).sqrt()  # A section 4.1

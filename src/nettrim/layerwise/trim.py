@@ -71,6 +71,9 @@ def finished(
     if task.recipe.refit and all(piece.program.penalty.selects for piece in pieces):
         weight, bias = _refitted(task, pieces, weight, bias, means)
     outcome = conclude(task, pieces, backing, weight, bias)
+    if outcome.result.nonzeros_after > outcome.result.nonzeros_before:
+        grown = f"{outcome.result.nonzeros_before} weights became {outcome.result.nonzeros_after}"
+        notes += (f"{task.name}: {grown}: it was sparse already, and the least l1 norm is not the fewest weights.",)
     statuses = Counter(status.name.lower() for solution in solutions for status in solution.status)
     result = replace(
         outcome.result,
@@ -81,7 +84,14 @@ def finished(
     size = sum(part.dual.nbytes for part in backing if part.dual is not None)
     if size > limit:  # they could not be saved, so they need not stay in memory
         backing = tuple(replace(part, dual=None) for part in backing)
+        notes += (dropped(task.name, size, task.recipe.certificate_megabytes),)
     return replace(outcome, result=result, backing=backing, notes=notes)
+
+
+def dropped(name: str, size: float, megabytes: float) -> str:
+    """What is said of multipliers of `size` bytes that are not kept."""
+    why = f"take {size / 2**20:.0f} MB, more than certificate_megabytes = {megabytes:g}"
+    return f"{name}: its multipliers {why}, so they are not saved and nettrim verify cannot check its gap."
 
 
 def conclude(
@@ -169,7 +179,8 @@ def _backing(task: LayerTask, piece: Piece, solution: Solution) -> Backing:
 def _refitted(
     task: LayerTask, pieces: Sequence[Piece], weight: Tensor, bias: Tensor | None, means: Means
 ) -> tuple[Tensor, Tensor | None]:
-    """Refitted weights, row by row only where that lowers the row's own distance."""
+    """Refitted weights, row by row only where that lowers the row's own distance; and the original row where that has
+    fewer weights and is no farther off: the least l1 norm of a row that was pruned before may have more."""
     parts = []
     for piece in pieces:
         selected = augmented(weight[piece.rows], None if bias is None else bias[piece.rows])
@@ -180,4 +191,15 @@ def _refitted(
     lower = torch.tensor([new <= old for new, old in zip(after, before, strict=True)], device=weight.device)
     if bias is not None and new_bias is not None:
         bias = torch.where(lower, new_bias, bias)
-    return torch.where(lower[:, None], new_weight, weight), bias
+    weight = torch.where(lower[:, None], new_weight, weight)
+    layer = task.layer
+    fewer = layer.weight.count_nonzero(dim=1) < weight.count_nonzero(dim=1)
+    if not bool(fewer.any()):
+        return weight, bias
+    reached = measure(task, weight, bias).row_distances
+    original = measure(task, layer.weight, layer.bias).row_distances
+    nearer = torch.tensor([old <= new for old, new in zip(original, reached, strict=True)], device=weight.device)
+    kept = fewer & nearer
+    if bias is not None and layer.bias is not None:
+        bias = torch.where(kept, layer.bias, bias)
+    return torch.where(kept[:, None], layer.weight, weight), bias

@@ -83,6 +83,11 @@ def trim_network(
     return NetworkOutcome(result, outcomes)
 
 
+def rounding_unit(network: Network) -> float:
+    """A unit in the last place, relative, of the coarsest type that a layer of the network computes in."""
+    return max(torch.finfo(layer.dtype or layer.weight.dtype).eps for layer in network.layers)
+
+
 def relative_discrepancy(before: Tensor, after: Tensor) -> float:
     """||after - before|| / ||before|| in float64; absolute where `before` is zero (A eq. 29)."""
     squares = torch.zeros(2, dtype=torch.float64)
@@ -133,7 +138,7 @@ def _bound(
     theorem = "Theorems 1 and 2" if recipe.scheme not in ("parallel", "cascade") else theorem
     bound = absolute / norm if norm > 0 else absolute
     # the theorems speak of exact arithmetic; both networks answer in floating point
-    bound += _ROUNDING * len(links) * torch.finfo(before.dtype).eps
+    bound += _ROUNDING * len(links) * rounding_unit(original)
     return bound, "", f"{theorem} with measured distances and operator norms"
 
 
@@ -162,7 +167,7 @@ def _graph_bound(original: Network, outcomes: Sequence[LayerOutcome], before: Te
             links[skipped.name] = Link(skipped.name, "kept", 0.0, norm, norm)
     bound = graph_bound(flow, links)
     norm = float(before.to(torch.float64).norm())
-    bound = (bound / norm if norm > 0 else bound) + _ROUNDING * len(links) * torch.finfo(before.dtype).eps
+    bound = (bound / norm if norm > 0 else bound) + _ROUNDING * len(links) * rounding_unit(original)
     if not math.isfinite(bound):
         return None, "the bound along the network's graph is beyond all numbers", ""
     return bound, "", "carried along the graph with measured distances, operator norms and Lipschitz constants"

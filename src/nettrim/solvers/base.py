@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from nettrim.certificates import Certificate
 from nettrim.programs import Program
 
+ABSURD = 1e5  # multipliers that bound the penalty by so many times a plausible one prove that nothing is feasible
+
 
 class Status(Enum):
     """How a neuron ended; the text says cause and cure."""
@@ -20,17 +22,19 @@ class Status(Enum):
     ZERO = "The zero row is feasible, hence optimal."
     LINEAR_PROGRAM = "Certified by the linear-programming fallback (HiGHS)."
     RESCUED = "Certified with the weights of a general solver (Clarabel through CVXPY)."
-    GAP = "Feasible, but the gap is above the tolerance. Raise `max_iterations`, or accept the gap in the certificate."
-    DENSE = "Only the given initial weights are known to be feasible. Raise epsilon or `max_iterations`."
-    INFEASIBLE = "No weights satisfy the constraint; the multipliers prove it. Raise epsilon or the slack."
-    VIOLATED = "No feasible weights were found and infeasibility was not proved. Raise epsilon or `max_iterations`."
+    GAP = "Feasible, but the gap is above the tolerance. Accept the gap in the certificate, or raise the tolerance."
+    DENSE = "Only the given initial weights are known to be feasible. Raise epsilon."
+    INFEASIBLE = "No plausible weights satisfy the constraint; the multipliers prove it. Raise epsilon or the slack."
+    VIOLATED = "No feasible weights were found and infeasibility was not proved. Raise epsilon."
 
     @property
     def certified(self) -> bool:
+        """Whether the neuron's weights are proved to be optimal within the tolerance."""
         return self in (Status.CERTIFIED, Status.ZERO, Status.LINEAR_PROGRAM, Status.RESCUED)
 
     @property
     def feasible(self) -> bool:
+        """Whether the neuron's weights satisfy the constraint."""
         return self not in (Status.INFEASIBLE, Status.VIOLATED)
 
 
@@ -53,7 +57,6 @@ class Solution:
     iterations: int = 0
     seconds: float = 0.0
     gemms: float = 0.0  # work in units of one inputs @ weight.T
-    history: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def certified(self) -> bool:

@@ -286,7 +286,10 @@ class _Block:
             return
         for group in (self.open & (epsilon.cpu() == 0)).nonzero()[:, 0].tolist():
             rows = (self.problem.groups == group).nonzero()[:, 0]
-            self.weight[rows], self.dual[rows], feasible = solve_rows(self.problem.select(rows))
+            weight, dual, feasible, decided = solve_rows(self.problem.select(rows))
+            if not bool(decided.all()):
+                continue
+            self.weight[rows], self.dual[rows] = weight, dual
             self.open[group] = False
             self.ending[group] = Ending.LINEAR_PROGRAM if bool(feasible.all()) else Ending.INFEASIBLE
 

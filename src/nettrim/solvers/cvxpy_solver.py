@@ -21,7 +21,7 @@ from nettrim.certificates import certify
 from nettrim.errors import InputError, MissingExtraError, near, should
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1, ElasticNet, GroupL2Inputs, GroupL2Outputs, L1Frobenius, MaxNorm, Penalty
-from nettrim.solvers.base import Solution
+from nettrim.solvers.base import ABSURD, Solution
 from nettrim.solvers.design import make_design
 from nettrim.solvers.finish import Ending, finish
 from nettrim.solvers.plain import as_program
@@ -34,7 +34,6 @@ Form = Literal["direct", "qp", "qcqp"]
 _STATED = (L1, ElasticNet, L1Frobenius, MaxNorm, GroupL2Inputs, GroupL2Outputs)
 _NEGLIGIBLE = (1e-6, 1e-8, 0.0)  # entries below this share of the largest are tried as zeros
 _MARGIN = 1e-8  # of responses of unit size
-_PROOF = 1e6  # a bound this many times the plausible penalty proves that nothing is feasible
 
 
 @dataclass(frozen=True, init=False)
@@ -104,7 +103,7 @@ class Cvxpy:
             return zero, torch.zeros_like(problem.lower.T), False
         u, r = phase
         bound = certify(as_program(problem), u, r.T).bound
-        infeasible = bound > _PROOF * (1 + float(problem.penalty.value(u).sum()))
+        infeasible = bound > ABSURD * (1 + float(problem.penalty.value(u).sum()))
         return u * problem.weight_scale, r.T * problem.dual_scale, infeasible
 
     def _run(self, statement: _Statement, tolerance: float) -> tuple[Tensor, Tensor] | None:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from nettrim.certificates import certify
 from nettrim.programs import Program, group_sums
-from nettrim.solvers.base import Solution, Status
+from nettrim.solvers.base import ABSURD, Solution, Status
 from nettrim.solvers.design import largest, power_of_two
 from nettrim.solvers.problem import ROUNDING
 
 _FEASIBLE = 1e-9
-_ABSURD = 1e5  # a bound this many times the penalty of weights that break the constraint is called infeasible
 _SLICE = 4096  # samples that are looked at together
 
 
@@ -52,6 +51,8 @@ def finish(
         as_good = given.group_objective <= certificate.group_objective * (1 + tolerance)
         over &= (certificate.group_violation.cpu() > allowed) | as_good.cpu()
         over &= (given.group_violation < certificate.group_violation).cpu()
+        # weights at hand that are feasible refute the claim that there are none
+        refused &= (given.group_violation.cpu() > allowed)[program.groups.cpu()]
         fallback = over[program.groups] & ~refused
         if bool(fallback.any()):
             cast_weight = torch.where(fallback.to(cast_weight.device)[:, None], initial.to(cast_weight), cast_weight)
@@ -60,8 +61,8 @@ def finish(
     for row, group in enumerate(program.groups.tolist()):
         gap = certificate.gap if program.penalty.couples_rows else float(certificate.group_gap[group])
         feasible = float(certificate.group_violation[group]) <= float(allowed[group]) and math.isfinite(gap)
-        end = ending[row]
-        if not feasible and gap < -_ABSURD:
+        end = Ending.SOLVED if feasible and ending[row] is Ending.INFEASIBLE else ending[row]
+        if not feasible and gap < -ABSURD:
             end = Ending.INFEASIBLE
         status.append(_status(end, feasible, gap <= tolerance, bool(fallback[row])))
     return Solution(cast_weight, cast_dual, tuple(status), certificate)

@@ -24,16 +24,20 @@ from nettrim.solvers.problem import Problem, make_problem
 
 _TIGHT = 1e-10  # tolerance of HiGHS
 _LOOSER = (1e-9, 1e-8, 1e-7)  # tried in turn
+_INFEASIBLE = 2  # SciPy's word for it
+_APART = 1e-6  # scaled violation that no rounding leaves
 _SMALLEST = 1e-12  # scaled weights under which an entry counts as zero
 
 
 @dataclass(frozen=True, eq=False)
 class LinearAnswer:
-    """What `solve_lp` found; rows that are not `feasible` have zero weights and multipliers that prove it."""
+    """What `solve_lp` found; rows that are not `feasible` have zero weights, and multipliers that prove it where they
+    are `decided`: of others HiGHS found neither weights nor a proof."""
 
     weight: Tensor  # (out, in) float64
     dual: Tensor  # (samples, out) float64
     feasible: Tensor  # (out,) bool
+    decided: Tensor  # (out,) bool
 
 
 def lp_available() -> bool:
@@ -52,22 +56,23 @@ def solve_lp(program: Program) -> LinearAnswer:
         got = "a regularization" if program.epsilon is None else f"{float(program.epsilon.max()):g}"
         raise InputError(should("epsilon", "0 for a linear program", got))
     problem = make_problem(program, make_design(program.inputs, torch.float64))
-    weight, dual, feasible = solve_rows(problem)
-    return LinearAnswer(weight * problem.weight_scale, dual.T * problem.dual_scale, feasible)
+    weight, dual, feasible, decided = solve_rows(problem)
+    return LinearAnswer(weight * problem.weight_scale, dual.T * problem.dual_scale, feasible, decided)
 
 
-def solve_rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled weights (rows, in), multipliers (rows, samples) and feasibility of every row of an exact problem."""
+def solve_rows(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scaled weights (rows, in) and multipliers (rows, samples) of every row of an exact problem, whether it is
+    feasible, and whether that is decided."""
     assert isinstance(problem.penalty, L1)
     inputs_t = problem.design.dense().cpu()
     shape = problem.rows, inputs_t.shape[0]
     costs = problem.penalty.full(problem.lower.new_zeros(shape)).expand(shape).cpu()
     weight, dual = torch.zeros(shape, dtype=torch.float64), torch.zeros_like(problem.lower, device="cpu")
-    feasible = torch.ones(problem.rows, dtype=torch.bool)
+    feasible, decided = (torch.ones(problem.rows, dtype=torch.bool) for _ in range(2))
     for row in range(problem.rows):
-        weight[row], dual[row], feasible[row] = _row(inputs_t, problem, costs[row], row)
+        weight[row], dual[row], feasible[row], decided[row] = _row(inputs_t, problem, costs[row], row)
     home = problem.lower.device
-    return weight.to(home), dual.to(home), feasible
+    return weight.to(home), dual.to(home), feasible, decided
 
 
 def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate:
@@ -108,22 +113,18 @@ def find_dual_certificate(inputs: Tensor, weight: Tensor) -> RecoveryCertificate
             np.sign(weight[support].cpu().numpy()),
             bounds,
         )
-        result = _linprog(*problem)
-        for tolerance in _LOOSER:  # HiGHS stops undecided now and then where rounding decides
-            if result.status in (0, 2):
-                break
-            result = _linprog(*problem, tolerance=tolerance)
+        result = _decided(*problem)
         if result.status == 0:
             multipliers[used] = torch.as_tensor(result.x[:-1]).to(multipliers) / scale
-        elif result.status != 2:
+        elif result.status != _INFEASIBLE:
             warnings.warn(
                 f"HiGHS neither found a dual certificate nor proved that there is none: {result.message}", stacklevel=2
             )
     return check_dual_certificate(inputs, weight, multipliers)
 
 
-def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[Tensor, Tensor, bool]:
-    """Weights, multipliers, feasible: of one row, scaled."""
+def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[Tensor, Tensor, bool, bool]:
+    """Weights, multipliers, feasible, decided: of one row, scaled."""
     lower, upper = problem.lower[row].cpu().numpy(), problem.upper[row].cpu().numpy()
     allowed = np.flatnonzero(np.isfinite(costs.numpy()))
     x = inputs_t.T.numpy()[:, allowed]
@@ -135,8 +136,8 @@ def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[T
     cost = costs.numpy()[allowed]
     u, r = inputs_t.new_zeros(len(inputs_t)), inputs_t.new_zeros(inputs_t.shape[1])
     if not len(allowed):
-        return u, r, bool((np.maximum(lower, -upper) <= 0).all())
-    result = _linprog(
+        return u, r, bool((np.maximum(lower, -upper) <= 0).all()), True
+    result = _decided(
         np.r_[cost, cost],
         np.c_[sides, -sides] if len(sides) else None,
         limits if len(sides) else None,
@@ -144,9 +145,11 @@ def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[T
         upper[points] if len(points) else None,
         (0, None),
     )
-    found = result.status == 0
+    found, decided = result.status == 0, True
     if not found:
+        decided = result.status == _INFEASIBLE
         result = _least_violation(x, points, upper, sides, limits)
+        decided |= result.status == 0 and result.fun > _APART
     if result.status == 0:
         if len(points):
             r[torch.as_tensor(points)] = torch.as_tensor(result.eqlin.marginals[: len(points)].copy())
@@ -158,7 +161,7 @@ def _row(inputs_t: Tensor, problem: Problem, costs: Tensor, row: int) -> tuple[T
         split = torch.as_tensor(result.x[: len(allowed)] - result.x[len(allowed) :])
         split = torch.where(split.abs() < _SMALLEST, 0.0, split)
         u[torch.as_tensor(allowed)] = _refine(split, x, points, sides, limits, upper)
-    return u, r, found
+    return u, r, found, decided
 
 
 def _least_violation(
@@ -192,6 +195,16 @@ def _refine(
     refined = u.clone()
     refined[support] += correction
     return refined
+
+
+def _decided(*program: Any) -> Any:
+    """What HiGHS finds, to looser tolerances where it stops undecided, which it does where rounding decides."""
+    result = _linprog(*program)
+    for tolerance in _LOOSER:
+        if result.status in (0, _INFEASIBLE):
+            break
+        result = _linprog(*program, tolerance=tolerance)
+    return result
 
 
 def _linprog(

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from nettrim.certificates.program import support_value
 from nettrim.programs.penalties.l1 import EntryCosts
+from nettrim.solvers.base import ABSURD
 from nettrim.solvers.polish import MET
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import HARD_WEIGHT, fit_support
 
 _RIDGES = (1e2, 1.0, 1e-2, 1e-4, 0.0)
 _FURTHER = (1.0, 8.0, 64.0)  # margins, in the usual ones, at which a point is aimed inside the constraint
-_HUGE = 1e5  # a proved lower bound this many times the plausible weight is called infeasible
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ def _pull_back(problem: Problem, feasible: Tensor, start: Tensor) -> Tensor:
 
 
 def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
-    """Multipliers under which every feasible weight would be absurdly large, or None."""
+    """Multipliers under which every feasible weight would be absurdly large, or None; a penalty that is no norm has no
+    such bound."""
+    if not problem.penalty.is_norm:
+        return None
     soft, hard = problem.distance(problem.design.forward(fitted))
     dual = -(soft + HARD_WEIGHT * hard)
     support = support_value(dual, problem.lower, problem.upper, dim=1).sum()
@@ -119,6 +122,6 @@ def _infeasibility(problem: Problem, fitted: Tensor) -> Tensor | None:
     surplus = float(support - epsilon * soft.norm())
     gauge = float(problem.penalty.gauge(problem.design.back(dual)).max())
     plausible = 1.0 + float(fitted.abs().sum())
-    if surplus > 0 and surplus > _HUGE * plausible * gauge:
+    if surplus > 0 and surplus > ABSURD * plausible * gauge:
         return dual / max(gauge, 1e-30 * float(dual.abs().max()))
     return None
