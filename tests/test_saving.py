@@ -112,6 +112,11 @@ def test_other_data_or_model_is_refused(tmp_path, data):
     path = nettrim.trim(net(), data, epsilon=0.1).save(tmp_path / "out")
     with pytest.raises(DataError, match="`data` should be"):
         nettrim.verify(path, net(), data + 1)
+    other = net()
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(ModelError, match="one with other tensors"):
+        nettrim.verify(path, other, data)
     with pytest.raises(ModelError, match="`model` should be"):
         nettrim.load(path, nn.Sequential(nn.Linear(6, 8)))
     with pytest.raises(ModelError, match="`model` should be"):

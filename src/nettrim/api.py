@@ -22,6 +22,7 @@ from nettrim.executors.shard import Shard
 from nettrim.layerwise import LayerOutcome
 from nettrim.models.batches import Batch
 from nettrim.models.shrink import Shrunk, shrink
+from nettrim.models.state import model_digest
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.programs.penalties import Penalty
 from nettrim.progress import progress_listener
@@ -54,6 +55,7 @@ class Trimmed:
     layers: tuple[LayerOutcome, ...]  # the new weights of each trimmed layer, and what backs its certificate
     plan: Mapping[str, Any]  # changes of structure (BatchNorm folded away), to be replayed when loading
     samples: Samples
+    digest: str  # of the model that was trimmed, by which `nettrim.verify` knows it
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.report.headline}>"
@@ -67,7 +69,7 @@ class Trimmed:
         The directory appears whole or not at all. One written by an earlier `save` is replaced; any other that is
         not empty is refused. Raises InputError when it cannot be written.
         """
-        trim = SavedTrim(self.model, self.report, self.recipe, self.layers, self.plan, self.samples)
+        trim = SavedTrim(self.model, self.report, self.recipe, self.layers, self.plan, self.samples, self.digest)
         return save_trim(trim, Path(directory))
 
     def shrink(self) -> Shrunk | ShrunkOnnx:
@@ -198,6 +200,7 @@ def trim(
         raise InputError(should("memory_budget", "None or a number of bytes >= 1", repr(memory_budget)))
     source = open_source(model)
     samples = read_samples(source, data, recipe.holdout if holdout is None else holdout, recipe)
+    digest = model_digest(source) if isinstance(source, nn.Module) else ""
     network = build_network(source, samples, recipe, device, None if memory_budget is None else memory_budget // 2)
     store = None
     if checkpoint is None and isinstance(executor, Shard):
@@ -226,7 +229,7 @@ def trim(
     result = outcome.result
     notes = (*network.notes, *result.notes, *([samples.note] if samples.note else []))
     report = Report(replace(result, notes=notes), recipe=recipe.to_dict())
-    made = (report, recipe, outcome.layers, network.plan(), samples)
+    made = (report, recipe, outcome.layers, network.plan(), samples, digest)
     if isinstance(network, TorchNetwork):
         return Trimmed(network.written(), *made)
     return TrimmedOnnx(network.written(), *made, network, source)

@@ -90,8 +90,8 @@ class Recipe:
             raise RecipeError(should("tolerance", "a number in (0, 1)", repr(self.tolerance)))
         if not (_is_number(self.certificate_megabytes) and self.certificate_megabytes >= 0):
             raise RecipeError(should("certificate_megabytes", "a finite number >= 0", repr(self.certificate_megabytes)))
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise RecipeError(should("seed", "a whole number >= 0", repr(self.seed)))
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise RecipeError(should("seed", "a whole number >= 0 and below 2^63", repr(self.seed)))
 
     def scheme_of(self, layer: str) -> str:
         """The scheme of a layer; "parallel" for one that a table does not name."""

@@ -70,6 +70,7 @@ class SavedTrim:
     layers: tuple[LayerOutcome, ...]
     plan: Mapping[str, Any]
     samples: Samples
+    original: str  # the digest of the model that was trimmed
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,7 @@ class LoadedTrim:
     tensors: dict[str, Tensor]
     plan: Mapping[str, Any]
     claims: Claims
+    original: str | None  # the digest of the model that was trimmed; None in a directory of an earlier version
 
 
 def save_trim(trim: SavedTrim, directory: Path) -> Path:
@@ -103,7 +105,7 @@ def save_trim(trim: SavedTrim, directory: Path) -> Path:
     }
     versions = {"nettrim": __version__, "torch": torch.__version__, "python": platform.python_version()}
     index = index_of(trim.samples, layers, files, versions)
-    files[INDEX] = json_bytes({**index, "structure": dict(trim.plan)})
+    files[INDEX] = json_bytes({**index, "structure": dict(trim.plan), "original": trim.original})
     with new_directory(directory) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
@@ -141,7 +143,7 @@ def read_trim(directory: Path) -> LoadedTrim:
     index, contents = read_files(directory, {MODEL, PROOFS, REPORT, RECIPE})
     claims = read_claims(directory, index, contents)
     try:
-        return LoadedTrim(load_tensors(contents[MODEL]), index["structure"], claims)
+        return LoadedTrim(load_tensors(contents[MODEL]), index["structure"], claims, index.get("original"))
     except (KeyError, SafetensorError) as error:
         raise InputError(should("directory", "one that `save` wrote", f"{str(directory)!r} ({error!r})")) from error
 

@@ -19,6 +19,7 @@ from nettrim.errors import DataError, InputError, ModelError, should
 from nettrim.executors.local import LocalExecutor
 from nettrim.layerwise import Backing, LayerOutcome, LayerTask, conclude, make_pieces
 from nettrim.models.base import Layer, Network
+from nettrim.models.state import model_digest
 from nettrim.models.torch_network import load_into
 from nettrim.recipe import Recipe
 from nettrim.report import Report
@@ -120,6 +121,9 @@ def _read(directory: Path, model: Any) -> tuple[Any, Any, Claims]:
             got = f"a {type(model).__name__}"
             raise ModelError(should("model", "the torch.nn.Module that was trimmed", got))
         saved = read_trim(directory)
+        if saved.original is not None and saved.original != model_digest(model):
+            cure = "Load its weights, as they were before the trim."
+            raise ModelError(should("model", "the one that was trimmed", "one with other tensors", cure))
         return model, load_into(model, saved.tensors, saved.plan), saved.claims
     from nettrim.onnx_saving import read_onnx_trim  # noqa: PLC0415  # an extra
 

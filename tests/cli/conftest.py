@@ -26,6 +26,12 @@ def small():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4))
 
+def chatty():
+    print("built")
+    model = small()
+    model[1].register_forward_hook(lambda *_: print("ran"))
+    return model
+
 def untrained():
     return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -51,6 +52,26 @@ def test_the_trimmed_file_predicts_what_the_report_says(run, trimmed: str) -> No
     )
     report = json.loads(Path(trimmed, "report.json").read_text())
     assert 0 < np.linalg.norm(after - before) / np.linalg.norm(before) <= report["network"]["bound"] * 1.5
+
+
+def test_what_a_module_prints_is_no_result(run) -> None:
+    result = run("trim", "nets:chatty", "--data", "data.npz", "--epsilon", "0.1", "-o", "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["certified"]
+    assert "built" in result.stderr
+    checked = run("verify", "out", "--model", "nets:chatty", "--data", "data.npz", "--json")
+    assert json.loads(checked.stdout)["holds"]
+
+
+def test_shrink_writes_over_nothing_that_was_there(run, trimmed: str, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in (folder / trimmed).iterdir()}
+    for target in (f"{trimmed}/model.onnx", f"{trimmed}/original.onnx", "shrunk.safetensors"):
+        result = run("shrink", trimmed, "-o", target)
+        assert result.exit_code == 2 and "--output" in result.stderr
+    shutil.copy(f"{trimmed}/original.onnx", "mine.onnx")
+    assert run("shrink", trimmed, "-o", "mine.onnx").exit_code == 2
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert run("shrink", trimmed, "-o", "new/small.onnx").exit_code == 0 and Path("new/small.onnx").is_file()
 
 
 def test_onnx_and_torch_agree(run) -> None:

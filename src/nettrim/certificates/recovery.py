@@ -118,6 +118,8 @@ def samples_for_recovery(support: int, features: int, mu: float = 2.0, paper: st
 def recovery_probability(supports: list[int] | int, features: int, samples: int, paper: str = "N") -> float:
     """What the theorem promises for `samples` Gaussian samples: at least this probability, 0 if nothing.
 
+    The smaller factor of A, 6 s + 1 in place of 11 s + 7, is of the earlier paper, whose proof bounds an eigenvalue
+    (eq. 58) by more than experiments show; it stands here as published, not as proved.
     One support: N and A Theorem 3 with the largest mu that `samples` allow. Several (one a neuron): the union over
     neurons, as in N Corollary 1, each with its own mu.
     """

@@ -57,5 +57,6 @@ def shrink_to(path: Path, example: Any, target: Path, *, pick_inputs: bool = Tru
     if example is not None:
         example = normalise_batches(example)[0]
     found = shrink_onnx(path, example, pick_inputs=pick_inputs)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_model(found.model, target, lambda model: None)
     return found.summary

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nettrim.cli.exported import read_exported
+from nettrim.cli.screen import results_only
 from nettrim.data import PICKLES
 from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.shrink import load_shrunk
@@ -48,7 +49,9 @@ def open_model(model: str, weights: Path | None = None, *, trust: bool = False, 
     path = Path(model)
     suffix = path.suffix.lower()
     if _FACTORY.fullmatch(model) and not path.exists():
-        return Opened(model, module=_with_weights(_build(model), weights))
+        with results_only():
+            module = _build(model)
+        return Opened(model, module=_with_weights(module, weights))
     if not path.exists():
         be = f"a file that exists, or {_FACTORY_WORDS}"
         raise ModelError(should("MODEL", be, repr(model), _near_file(path)))

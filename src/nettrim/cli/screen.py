@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich import box
@@ -32,6 +32,13 @@ def err() -> Console:
 def say(text: str, style: str = "") -> None:
     """A remark on standard error; never read as markup, since it may hold names from files."""
     err().print(Text(text, style=style), soft_wrap=True)
+
+
+@contextmanager
+def results_only() -> Iterator[None]:
+    """Standard output is for results: what a user's own module prints goes to standard error."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def show_json(data: Mapping[str, Any]) -> None:

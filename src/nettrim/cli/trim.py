@@ -141,7 +141,7 @@ def command(
     calibration = load_data(data).inputs
     held = None if held_file is None else load_data(held_file).inputs
     try:
-        with screen.showing_progress(quiet) as listener:
+        with screen.showing_progress(quiet) as listener, screen.results_only():
             trimmed = run_trim(opened, calibration, held, chosen, listener, where)
     except Unfinished as rest:
         screen.say(str(rest))

@@ -46,7 +46,9 @@ def command(
     """
     check_directory(directory)
     inputs = load_data(data).inputs
-    found = verify(directory, _original(directory, model, weights, trust=trust_model), inputs)
+    original = _original(directory, model, weights, trust=trust_model)
+    with screen.results_only():
+        found = verify(directory, original, inputs)
     if as_json:
         screen.show_json(found.to_dict())
     else:

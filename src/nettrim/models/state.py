@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nettrim.checkpoint import digest_tensors
 from nettrim.errors import ModelError, near, should
 from nettrim.models.folding import fold, give_bias
 from nettrim.models.running import deep_copy
@@ -16,6 +17,11 @@ from nettrim.models.running import deep_copy
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers on the CPU, contiguous; tensors with several names under the first."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _distinct(module).items()}
+
+
+def model_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and persistent buffers: names, types, shapes and bytes."""
+    return digest_tensors(_distinct(module))
 
 
 def restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

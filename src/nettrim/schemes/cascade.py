@@ -31,12 +31,14 @@ def trim_cascade(
     """Outcomes in order of execution; `network` is updated after each, `original` is only read.
 
     A layer whose inputs nothing has changed yet, as the first one, gets the recipe's epsilon. Any other gets eps^2 =
-    gamma times what its dense weights reach (N eq. 7, A eq. 19), so that they stay feasible. kappa falls on the
-    network's last layer alone (A section 3.3).
+    gamma times what its dense weights reach (N eq. 7, A eq. 19), so that they stay feasible; so does a layer in each of
+    its budgets, but for those whose inputs nothing has changed. kappa falls on the network's last layer alone (A
+    section 3.3).
 
     A refit makes a layer's error so small that eq. (7) would leave the next layer next to nothing to spend. With refits
     eq. (7) is therefore also taken at the inputs that the previous layer's select stage would have made, and the
-    larger counts: Theorem 2 holds as published (docs/bounds.md, section 4). `done` has the layers already trimmed.
+    larger counts: Theorem 2 holds as published where a layer has one budget (docs/bounds.md, section 4). `done` has the
+    layers already trimmed.
     """
     layers = {layer.name: layer for layer in original.layers}
     order = list(layers)

@@ -125,8 +125,7 @@ def _bound(
         outcome = made[name]
         norm, norm_before = operator_norm(outcome.weight), operator_norm(weights[name])
         if outcome.moved:
-            gamma = None if recipe.refit else recipe.gamma_of(name)  # with refits eq. (8) speaks of eps, not of e
-            links.append(Link(name, "cascade", outcome.distance, norm, norm_before, gamma))
+            links.append(Link(name, "cascade", outcome.distance, norm, norm_before))
         elif outcome.result.scheme == "cascade":  # inputs equal up to rounding: either weight may carry it on
             links.append(Link(name, "parallel", outcome.distance, max(norm, norm_before), norm_before))
         else:
