@@ -13,6 +13,7 @@ from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
 from nettrim.programs.penalties import L1
 from nettrim.solvers import Hybrid, Status, solve
+from nettrim.solvers.finish import Ending, finish
 
 
 def layer(samples: int = 60, columns: int = 15, rows: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,3 +192,29 @@ def test_given_weights_that_meet_an_exact_constraint_are_kept_where_none_are_bet
     assert solution.certified
     assert solution.certificate.violation == 0
     assert torch.equal(solution.weight, dense)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1])
+def test_exact_constraints_on_float32_numbers_are_met_to_their_rounding(spread: float) -> None:
+    """Responses of neurons of different sizes, rounded to float32, and nothing to spend: no neuron keeps its dense
+    weights."""
+    pytest.importorskip("scipy")
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.relu(torch.randn(120, 40, generator=generator) @ torch.randn(40, 90, generator=generator))
+    weight = torch.randn(6, 90, generator=generator) * torch.linspace(spread, 1, 6)[:, None]
+    responses = torch.relu(inputs @ weight.T)
+    answer = solve(Program.relu(inputs, responses, 0.0, "strict", budget="neuron"), 1e-4, initial=weight)
+    assert answer.certified
+    assert (answer.weight != 0).sum() < 0.9 * weight.numel()
+    assert answer.certificate.violation < 2e-5 / spread
+
+
+def test_a_claim_that_nothing_is_feasible_is_refuted_by_what_is() -> None:
+    """HiGHS giving up is no proof, and neither are multipliers beside feasible weights."""
+    inputs, weight, responses = layer()
+    exact = Program.relu(inputs, responses, 0.0, "strict", budget="neuron")
+    answer = solve(exact, 1e-6, initial=weight)
+    assert answer.certified
+    none = finish(exact, torch.zeros_like(weight), answer.dual, weight, 1e-6, [Ending.INFEASIBLE] * len(weight))
+    assert all(status is not Status.INFEASIBLE for status in none.status)
+    assert torch.equal(none.weight, weight)

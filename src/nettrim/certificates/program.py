@@ -149,6 +149,11 @@ class _Lengths:
         return _group_max(self.largest, program)
 
 
+def response_lengths(program: Program) -> Tensor:
+    """The length that an excess over an exact constraint is measured against, per budget group, (groups,) float64."""
+    return _lengths(program).of_groups(program)
+
+
 def _lengths(program: Program) -> _Lengths:
     squares = [torch.zeros(program.shape[0], dtype=torch.float64, device=program.inputs.device) for _ in range(2)]
     for chunk in _sample_chunks(program):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from nettrim.certificates import certify
+from nettrim.certificates.program import response_lengths
 from nettrim.programs import Program, group_sums
 from nettrim.solvers.base import ABSURD, Solution, Status
-from nettrim.solvers.design import largest, power_of_two
 from nettrim.solvers.problem import ROUNDING
 
 _FEASIBLE = 1e-9
+_OTHERS = 8.0  # times a group's own responses, up to which others' rounding counts for its own
 _SLICE = 4096  # samples that are looked at together
 
 
@@ -111,6 +112,7 @@ def _allowed_violation(program: Program, weight: Tensor) -> Tensor:
     groups = program.groups.to(squares.device)
     cast = 2.0**-24 * group_sums(squares, groups, program.group_count).sqrt().cpu()
     entries = program.samples * torch.bincount(program.groups.cpu(), minlength=program.group_count)
-    response = max(largest(program.lower), largest(program.upper))
-    moved = ROUNDING * power_of_two(response) * entries.sqrt() + cast
+    response = response_lengths(program).cpu()
+    rounded = torch.minimum(response.amax(), _OTHERS * response)  # sums of products are rounded as the largest are
+    moved = ROUNDING * 2 * rounded * entries.sqrt() + cast
     return torch.where(exact, moved / response, allowed)
