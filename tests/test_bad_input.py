@@ -1,6 +1,7 @@
 """Bad input gets one sentence with the value and the cure; odd but valid input works."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -27,7 +28,27 @@ def with_weight(value):
     return model
 
 
+class Loss(nn.Module):
+    """A module that answers its loss alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.layer(x).square().mean()
+
+
+def locked():
+    model = net()
+    model.lock = threading.Lock()
+    return model
+
+
 BAD = [
+    ("a loss", lambda: nettrim.trim(Loss(), data(), epsilon=0.1), ModelError, "a single number"),
+    ("no copy", lambda: nettrim.trim(locked(), data(), epsilon=0.1), ModelError, "deepcopy"),
+    ("large seed", lambda: nettrim.trim(net(), data(), epsilon=0.1, seed=2**63), RecipeError, "and below"),
     ("no epsilon", lambda: nettrim.trim(net(), data()), RecipeError, "epsilon=0.05"),
     ("negative epsilon", lambda: nettrim.trim(net(), data(), epsilon=-1), RecipeError, "-1"),
     ("NaN epsilon", lambda: nettrim.trim(net(), data(), epsilon=math.nan), RecipeError, "nan"),

@@ -25,7 +25,12 @@ def deep_copy(model: nn.Module) -> nn.Module:
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    module = copy.deepcopy(getattr(model, "_orig_mod", model), memo)
+    try:
+        module = copy.deepcopy(getattr(model, "_orig_mod", model), memo)
+    except Exception as error:
+        cure = "What cannot be copied (an open file, a lock, a generator) has to be taken off it first."
+        got = f"{type(error).__name__}: {error}"
+        raise ModelError(should("model", "one that copy.deepcopy can copy", got, cure)) from error
     for part in list(module.modules()):
         for name, child in part.named_children():
             if hasattr(child, "_orig_mod"):  # of torch.compile: its operations would go unseen

@@ -170,7 +170,11 @@ class TorchNetwork:
                     result = self.module(*batch.args, **batch.kwargs)
                 except Exception as error:
                     raise refusal(self.module, batch, error, index) from error
-                found.append(first_output(result).cpu())
+                output = first_output(result)
+                if output.ndim == 0:
+                    cure = 'Let it return its answers first, or a dictionary with them under "logits".'
+                    raise ModelError(should("model", "one that answers each sample", "a single number", cure))
+                found.append(output.cpu())
         return torch.cat(found.parts())
 
     def update(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
