@@ -13,6 +13,7 @@ from torch import nn
 
 import nettrim
 from nettrim import saving
+from nettrim.blocks import split
 from nettrim.errors import DataError, InputError, ModelError
 
 
@@ -123,9 +124,14 @@ def test_other_data_or_model_is_refused(tmp_path, data):
         nettrim.load(path, nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)))
 
 
-def test_large_multipliers_are_left_out_and_said_so(tmp_path, data):
-    recipe = nettrim.Recipe(epsilon=0.1, certificate_megabytes=0.0)
-    path = nettrim.trim(net(), data, recipe=recipe).save(tmp_path / "out")
+def test_large_multipliers_are_left_out_and_said_so(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(split, "_ROWS", 2)
+    recipe = nettrim.Recipe(epsilon=0.1, budget="neuron", certificate_megabytes=0.0)
+    trimmed = nettrim.trim(net(), data, recipe=recipe, checkpoint=tmp_path / "blocks")
+    assert len([*(tmp_path / "blocks").glob("*.block")]) > 3
+    said = [note for note in trimmed.report.result.notes if "certificate_megabytes = 0" in note]
+    assert len(said) == len(trimmed.report.layers)  # once a layer, however many blocks there are
+    path = trimmed.save(tmp_path / "out")
     checked = nettrim.verify(path, net(), data)
     assert checked.holds and len(checked.notes) == 3 and "too large to keep" in checked.notes[0]
     assert checked.unchecked == ("0", "2", "4") and "cannot be" in str(checked)

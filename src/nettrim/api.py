@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from nettrim.models.onnx_shrink import ShrunkOnnx
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,13 +104,13 @@ class TrimmedOnnx(Trimmed):
         return shrink_onnx(self.model, self._few())
 
 
-def _told(function: Callable[P, R]) -> Callable[P, R]:
+def _told(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Tell `function`, by its keyword `_given`, which arguments a call names: a default that is named is a choice."""
     signature = inspect.signature(function)
     shown = signature.replace(parameters=[entry for name, entry in signature.parameters.items() if name != "_given"])
 
     @functools.wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         kwargs["_given"] = frozenset(kwargs)
         return function(*args, **kwargs)
 
@@ -227,12 +227,25 @@ def trim(
     finally:
         network.close()
     result = outcome.result
-    notes = (*network.notes, *result.notes, *([samples.note] if samples.note else []))
+    remarks = _remarks(outcome.layers, recipe)
+    notes = (*network.notes, *result.notes, *remarks, *([samples.note] if samples.note else []))
     report = Report(replace(result, notes=notes), recipe=recipe.to_dict())
     made = (report, recipe, outcome.layers, network.plan(), samples, digest)
     if isinstance(network, TorchNetwork):
         return Trimmed(network.written(), *made)
     return TrimmedOnnx(network.written(), *made, network, source)
+
+
+def _remarks(layers: Iterable[LayerOutcome], recipe: Recipe) -> Iterator[str]:
+    """What a user would not expect of a layer."""
+    for layer in layers:
+        name, before, after = layer.result.name, layer.result.nonzeros_before, layer.result.nonzeros_after
+        if after > before:
+            why = "it was sparse already, and the least l1 norm is not the fewest weights"
+            yield f"{name}: {before} weights became {after}: {why}."
+        if not layer.proved:
+            why = f"are larger than certificate_megabytes = {recipe.certificate_megabytes:g}"
+            yield f"{name}: its multipliers {why}, so they are not saved and nettrim verify cannot check its gap."
 
 
 def open_source(model: object) -> Any:

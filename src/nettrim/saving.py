@@ -176,7 +176,7 @@ def proofs_of(trim: Provable) -> tuple[dict[str, Tensor], dict[str, Any]]:
     layers: dict[str, Any] = {}
     for place, outcome in enumerate(trim.layers):
         size = sum(part.dual.nbytes for part in outcome.backing if part.dual is not None)
-        kept = size <= left and all(part.dual is not None for part in outcome.backing)
+        kept = size <= left and outcome.proved
         left -= size if kept else 0
         for piece, part in enumerate(outcome.backing):
             tensors[f"weight.{place}.{piece}"] = part.weight.detach().cpu().contiguous()
@@ -260,8 +260,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
     Where `directory` is a link, what it leads to is replaced.
     """
     directory = directory.resolve()
-    if directory.exists() and not replaceable(directory):
-        raise refused(directory)
+    check_replaceable(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         # not tempfile: the directory gets the permissions that the user's umask asks for
@@ -280,20 +279,19 @@ def new_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refused(directory: Path, name: str = "directory") -> InputError:
-    """What is said of a directory that exists and is not `replaceable`."""
+def check_replaceable(directory: Path, name: str = "directory") -> None:
+    """Refuse a directory that exists and is not `replaceable`. Raises InputError, calling it `name`."""
+    if not directory.exists() or replaceable(directory):
+        return
+    got, cure = f"{str(directory)!r}, which holds something else", "Choose another name."
     if directory.is_dir() and directory.is_mount():
         got, cure = f"{str(directory)!r}, where something is mounted", "Name a directory inside it."
-    else:
-        got, cure = f"{str(directory)!r}, which holds something else", "Choose another name."
-    return InputError(should(name, "new, empty, or one that `save` wrote", got, cure))
+    raise InputError(should(name, "new, empty, or one that `save` wrote", got, cure))
 
 
-def check_beside(path: Path) -> None:
-    """Refuse a file that would take the place of one that a saved trim consists of. Raises InputError."""
-    if path.name in _CERTIFIED and (path.parent / INDEX).is_file():
-        cure = "Choose another name."
-        raise InputError(should("--output", "no file of a saved trim", f"{str(path)!r}", cure))
+def belongs_to_trim(path: Path) -> bool:
+    """Whether a file is, or would take the place of, one that a saved trim consists of."""
+    return path.name in _CERTIFIED and (path.parent / INDEX).is_file()
 
 
 def _replace(temporary: Path, directory: Path) -> None:

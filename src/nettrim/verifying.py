@@ -18,6 +18,7 @@ from nettrim.api import build_network, open_source, read_samples
 from nettrim.errors import DataError, InputError, ModelError, should
 from nettrim.executors.local import LocalExecutor
 from nettrim.layerwise import Backing, LayerOutcome, LayerTask, conclude, make_pieces
+from nettrim.layerwise.matrices import augmented
 from nettrim.models.base import Layer, Network
 from nettrim.models.state import model_digest
 from nettrim.models.torch_network import load_into
@@ -110,7 +111,8 @@ def verify(directory: str | os.PathLike[str], model: Any, data: Any) -> VerifyRe
     )
     report = Report(outcome.result, recipe=claims.recipe.to_dict())
     untied = [text for made in outcome.layers for text in _untied(made, layers[made.result.name], recipe)]
-    found = verdict(claims.report, report, claims.backing, separate=bool(claims.data["separate_holdout"]))
+    unproved = tuple(made.result.name for made in outcome.layers if not made.proved)
+    found = compare(claims.report, report, unproved, separate=bool(claims.data["separate_holdout"]))
     return replace(found, failures=(*found.failures, *untied, *_other_answers(network, trimmed, samples)))
 
 
@@ -155,8 +157,7 @@ def _untied(made: LayerOutcome, layer: Layer, recipe: Recipe) -> list[str]:
     """A failure when the weights returned are neither those of the select stage nor, row by row, a refit on their
     support or the original ones."""
     name, (selected, bias) = layer.name, made.selected(layer)
-    same = torch.equal(made.weight, selected) and (made.bias is None or bias is None or torch.equal(made.bias, bias))
-    if same:
+    if torch.equal(augmented(made.weight, made.bias), augmented(selected, bias)):
         return []
     if not (recipe.refit and recipe.penalty_of(name).selects):
         return [f"{name}: the weights are not those that its multipliers speak of"]
@@ -178,14 +179,14 @@ def rechecker(
     return check
 
 
-def verdict(
-    claimed: Mapping[str, Any], report: Report, backing: Mapping[str, tuple[Backing, ...]], *, separate: bool = False
+def compare(
+    claimed: Mapping[str, Any], report: Report, unproved: tuple[str, ...], *, separate: bool = False
 ) -> VerifyReport:
-    """The saved report's claims against the report made anew; `separate`: held-out samples were given by themselves.
+    """The saved report's claims against the report made anew. `unproved`: layers without multipliers; `separate`:
+    held-out samples were given by themselves.
 
     Raises InputError for a report that is none.
     """
-    unproved = tuple(name for name, parts in backing.items() if any(part.dual is None for part in parts))
     notes = tuple(
         f"{name}: its multipliers were too large to keep, so its gap cannot be confirmed." for name in unproved
     )

@@ -296,6 +296,15 @@ def stopping(monkeypatch, after):
     return counted
 
 
+def interrupted(tmp_path, monkeypatch, after):
+    """What a whole run finds, and the folder of one that ended after so many steps."""
+    expected, folder = trimmed(tmp_path / "whole", LocalExecutor(1)), tmp_path / "other"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stopping(patch, after)
+        trimmed(folder, LocalExecutor(1))
+    return expected, folder
+
+
 def test_a_run_that_dies_after_any_step_repeats_none(tmp_path, monkeypatch, same):
     with monkeypatch.context() as patch:
         counted = stopping(patch, 10**6)
@@ -320,11 +329,7 @@ def test_a_run_that_dies_after_any_step_repeats_none(tmp_path, monkeypatch, same
 @pytest.mark.parametrize("after", [3, 7, 16])
 def test_a_damaged_part_alone_is_made_up_for(tmp_path, monkeypatch, after, name, same):
     """So is a damaged course: the parts tell it."""
-    expected = trimmed(tmp_path / "whole", LocalExecutor(1))
-    folder = tmp_path / "other"
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stopping(patch, after)
-        trimmed(folder, LocalExecutor(1))
+    expected, folder = interrupted(tmp_path, monkeypatch, after)
     damaged = sorted(folder.glob(f"*_{name}_*.block"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-3])
     with monkeypatch.context() as patch:
@@ -337,11 +342,7 @@ def test_a_damaged_part_alone_is_made_up_for(tmp_path, monkeypatch, after, name,
 @pytest.mark.parametrize("after", [3, 16])
 def test_records_of_another_version_are_made_up_for(tmp_path, monkeypatch, after, name, same):
     """Of parts in the rounds and of landed ones, and of the course."""
-    expected = trimmed(tmp_path / "whole", LocalExecutor(1))
-    folder = tmp_path / "other"
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stopping(patch, after)
-        trimmed(folder, LocalExecutor(1))
+    expected, folder = interrupted(tmp_path, monkeypatch, after)
     store, unit = Checkpoint(folder), f"0 {name}"
     stored = store.load(unit)
     for key in stored.record.keys() & {"answers", "landed"}:

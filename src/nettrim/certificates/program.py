@@ -89,7 +89,7 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
     objective = group_sums(value, program.groups.to(value.device), program.group_count)
     group_squares = group_sums(squares, program.groups.to(squares.device), program.group_count)
     discrepancy = group_squares.sqrt()
-    violation = _group_max(excess, program)
+    violation = _group_max(excess / lengths.norm, program)
     if program.regularization is not None:
         objective = objective + program.regularization * group_squares
     else:
@@ -99,7 +99,7 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
         violation = torch.maximum(violation, torch.where(over > 0, over / scale, 0.0))
     violation = torch.where(torch.isfinite(discrepancy), violation, torch.inf)
     bound = _bound(program, dual, lengths, violation) if dual is not None else torch.zeros_like(objective)
-    floor = _floor(program)
+    floor = _floor(program, lengths)
     if program.penalty.couples_rows:
         objective, bound = _total_in_first(objective), _total_in_first(bound)
     return Certificate(
@@ -117,8 +117,8 @@ def certify(program: Program, weight: Tensor, dual: Tensor | None = None) -> Cer
 
 
 def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row, in float64: the sum of squared distances counted in the ball, and the worst relative excess of the
-    rest."""
+    """Per row, in float64: the sum of squared distances counted in the ball, and the worst excess of the rest,
+    infinite where a product is not finite."""
     squares = weight.new_zeros(weight.shape[0])
     excess = weight.new_zeros(weight.shape[0])
     for chunk in _sample_chunks(program):
@@ -130,10 +130,7 @@ def distances(program: Program, weight: Tensor) -> tuple[Tensor, Tensor]:
             gap.sub_(beyond)
             excess = torch.maximum(excess, beyond.abs_().amax(dim=0))
         squares += gap.square_().sum(dim=0)
-    if not bool((excess != 0).any()):
-        return squares, excess
-    excess = torch.where(torch.isnan(excess), torch.inf, excess)
-    return squares, torch.where(excess > 0, excess / _lengths(program).norm, 0.0)
+    return squares, torch.where(torch.isnan(excess), torch.inf, excess)
 
 
 @dataclass(frozen=True)
@@ -340,12 +337,6 @@ def _finite_square(lower: Tensor, upper: Tensor) -> Tensor:
     )
 
 
-def _response_scale(program: Program) -> Tensor:
-    """A length for "relative" where the natural one is zero: the largest finite bound, or 1."""
-    largest = max(largest_finite(program.lower), largest_finite(program.upper))
-    return torch.tensor(largest or 1.0, dtype=torch.float64, device=program.inputs.device)
-
-
 def largest_finite(array: Tensor) -> float:
     """The largest finite absolute entry, 0 where there is none."""
     if not array.numel():
@@ -376,11 +367,11 @@ def _total_in_first(values: Tensor) -> Tensor:
     return spread
 
 
-def _floor(program: Program) -> float:
+def _floor(program: Program, lengths: _Lengths) -> float:
     """An objective that is zero to rounding: what rounded responses cost in the regularised form."""
     if program.regularization is None:
         return 0.0
-    return program.regularization * program.samples * (_NOTHING * float(_response_scale(program))) ** 2
+    return program.regularization * program.samples * (_NOTHING * float(lengths.largest.amax())) ** 2
 
 
 def _gap(objective: Tensor, bound: Tensor, floor: float) -> Tensor:

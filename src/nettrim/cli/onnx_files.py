@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nettrim.cli.opening import Opened
+from nettrim.cli.output import make_parent
 from nettrim.errors import ModelError
 from nettrim.models.batches import normalise_batches
 from nettrim.models.onnx_file import read_model
@@ -57,6 +58,6 @@ def shrink_to(path: Path, example: Any, target: Path, *, pick_inputs: bool = Tru
     if example is not None:
         example = normalise_batches(example)[0]
     found = shrink_onnx(path, example, pick_inputs=pick_inputs)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(target)
     write_model(found.model, target, lambda model: None)
     return found.summary

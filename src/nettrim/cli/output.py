@@ -17,8 +17,7 @@ _CURE = "Choose another name."
 
 def check_output(directory: Path) -> None:
     """Refuse before the work a directory of results that could not be written after it. Raises InputError."""
-    if directory.exists() and not saving.replaceable(directory):
-        raise saving.refused(directory, "--output")
+    saving.check_replaceable(directory, "--output")
     check_place(directory)
 
 
@@ -48,10 +47,22 @@ def check_directory(directory: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises InputError when it cannot be written."""
+    """Write a file whole or not at all, and the directory it lies in. Raises InputError when it cannot be written."""
+    make_parent(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content)
     except OSError as error:
-        got = f"{str(path)!r} ({error.strerror})"
-        raise InputError(should("--output", "a file that can be written", got, "Choose another place.")) from error
+        raise _unwritable(path, error) from error
+
+
+def make_parent(path: Path) -> None:
+    """The directory that a file is to lie in. Raises InputError when it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    got = f"{str(path)!r} ({error.strerror})"
+    return InputError(should("--output", "a file that can be written", got, "Choose another place."))

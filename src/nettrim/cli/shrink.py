@@ -19,7 +19,7 @@ from nettrim.errors import InputError, should
 from nettrim.models.batches import normalise_batches
 from nettrim.models.shrink import Summary, shrink
 from nettrim.models.state import load_into, state_of
-from nettrim.saving import ONNX_MODEL, ONNX_ORIGINAL, ONNX_SHRUNK, SHRUNK, check_beside, holds_onnx, read_trim
+from nettrim.saving import ONNX_MODEL, ONNX_ORIGINAL, ONNX_SHRUNK, SHRUNK, belongs_to_trim, holds_onnx, read_trim
 
 
 def command(
@@ -88,7 +88,8 @@ def _check_target(target: Path, directory: Path, usual: str) -> None:
     suffix = Path(usual).suffix
     if target.suffix != suffix:
         raise InputError(should("--output", f"a file that ends in {suffix}", f"{str(target)!r}"))
-    check_beside(target)
+    if belongs_to_trim(target):
+        raise InputError(should("--output", "no file of a saved trim", f"{str(target)!r}", "Choose another name."))
     original = directory / ONNX_ORIGINAL
     if target.is_file() and original.is_file() and filecmp.cmp(target, original, shallow=False):
         got = f"{str(target)!r}, the network that was trimmed"

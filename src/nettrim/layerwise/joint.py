@@ -22,7 +22,7 @@ from nettrim.certificates.program import certify
 from nettrim.layerwise.keeping import feasibility, solve_kept
 from nettrim.layerwise.means import Means
 from nettrim.layerwise.task import LayerOutcome, LayerTask, Piece
-from nettrim.layerwise.trim import dropped, finished, record, worst_violation
+from nettrim.layerwise.trim import finished, record, worst_violation
 from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, Status
@@ -152,9 +152,7 @@ def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> Layer
         landed.totals,
         objective=certificate.objective,
         bound=certificate.bound,
-        violation=max(
-            certificate.violation, worst_violation([piece], [backing], landed.weight, landed.bias)
-        ),
+        violation=max(certificate.violation, worst_violation([piece], [backing], landed.weight, landed.bias)),
         epsilon=math.sqrt(piece.allowed),
     )
     result = record(task.layer, task.scheme, task.recipe.tolerance, totals, landed.weight)
@@ -170,11 +168,7 @@ def conclude_joint(task: LayerTask, piece: Piece, landed: LayerOutcome) -> Layer
         outcome = finished(task, [piece], [failed], time.perf_counter(), landed.notes, math.inf)
     limit = task.recipe.certificate_megabytes * 2**20
     if backing.dual is not None and backing.dual.nbytes > limit:
-        outcome = replace(
-            outcome,
-            backing=tuple(replace(part, dual=None) for part in outcome.backing),
-            notes=(*outcome.notes, dropped(task.name, backing.dual.nbytes, task.recipe.certificate_megabytes)),
-        )
+        outcome = replace(outcome, backing=tuple(replace(part, dual=None) for part in outcome.backing))
     return outcome
 
 

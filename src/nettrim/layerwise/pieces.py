@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -91,10 +92,11 @@ class _Build:
         sums = self._reached(program)
         if task.before_refit is not None:
             sums = torch.maximum(sums, self._reached(self._before_refit(program)))
-        squares = group_sums(self._squares(), program.groups, program.group_count)
+        squares = group_sums(self._squares, program.groups, program.group_count)
         still = sums <= _STILL**2 * squares  # of groups none of whose inputs moved, as in a parallel layer
         return torch.where(still, self._asked(program), (recipe.gamma_of(task.name) * sums).sqrt())
 
+    @cached_property
     def _squares(self) -> Tensor:
         """The squared norm of every row's responses, (rows,)."""
         return self.responses.to(torch.float64).square().sum(dim=0).cpu()
@@ -106,10 +108,9 @@ class _Build:
         sizes = torch.bincount(program.groups).to(torch.float64)
         if not recipe.relative:
             return epsilon * (sizes / task.layer.weight.shape[0]).sqrt()
-        squares = self._squares()
         if recipe.budget == "neuron":
-            return epsilon * squares.sqrt()  # A section 5.2
-        return epsilon * squares.sum().sqrt() * (sizes / sizes.sum()).sqrt()  # A section 4.1
+            return epsilon * self._squares.sqrt()  # A section 5.2
+        return epsilon * self._squares.sum().sqrt() * (sizes / sizes.sum()).sqrt()  # A section 4.1
 
     def _reached(self, program: Program) -> Tensor:
         """The squared distance of the dense weights that counts in each group's ball, (groups,)."""

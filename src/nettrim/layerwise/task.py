@@ -109,6 +109,11 @@ class LayerOutcome:
     notes: tuple[str, ...] = ()
 
     @property
+    def proved(self) -> bool:
+        """Whether the multipliers that prove its gap are there."""
+        return all(part.dual is not None for part in self.backing)
+
+    @property
     def distance(self) -> float:
         """Of the returned weights' pre-activations to the preimages."""
         return self.totals.distance

@@ -71,9 +71,6 @@ def finished(
     if task.recipe.refit and all(piece.program.penalty.selects for piece in pieces):
         weight, bias = _refitted(task, pieces, weight, bias, means)
     outcome = conclude(task, pieces, backing, weight, bias)
-    if outcome.result.nonzeros_after > outcome.result.nonzeros_before:
-        grown = f"{outcome.result.nonzeros_before} weights became {outcome.result.nonzeros_after}"
-        notes += (f"{task.name}: {grown}: it was sparse already, and the least l1 norm is not the fewest weights.",)
     statuses = Counter(status.name.lower() for solution in solutions for status in solution.status)
     result = replace(
         outcome.result,
@@ -84,14 +81,7 @@ def finished(
     size = sum(part.dual.nbytes for part in backing if part.dual is not None)
     if size > limit:  # they could not be saved, so they need not stay in memory
         backing = tuple(replace(part, dual=None) for part in backing)
-        notes += (dropped(task.name, size, task.recipe.certificate_megabytes),)
     return replace(outcome, result=result, backing=backing, notes=notes)
-
-
-def dropped(name: str, size: float, megabytes: float) -> str:
-    """What is said of multipliers of `size` bytes that are not kept."""
-    why = f"take {size / 2**20:.0f} MB, more than certificate_megabytes = {megabytes:g}"
-    return f"{name}: its multipliers {why}, so they are not saved and nettrim verify cannot check its gap."
 
 
 def conclude(
@@ -189,17 +179,21 @@ def _refitted(
     new_weight, new_bias = join_parts(task.layer, parts)
     before, after = measure(task, weight, bias).row_distances, measure(task, new_weight, new_bias).row_distances
     lower = torch.tensor([new <= old for new, old in zip(after, before, strict=True)], device=weight.device)
-    if bias is not None and new_bias is not None:
-        bias = torch.where(lower, new_bias, bias)
-    weight = torch.where(lower[:, None], new_weight, weight)
+    weight, bias = _rows_of(lower, (new_weight, new_bias), (weight, bias))
     layer = task.layer
     fewer = layer.weight.count_nonzero(dim=1) < weight.count_nonzero(dim=1)
     if not bool(fewer.any()):
         return weight, bias
-    reached = measure(task, weight, bias).row_distances
     original = measure(task, layer.weight, layer.bias).row_distances
-    nearer = torch.tensor([old <= new for old, new in zip(original, reached, strict=True)], device=weight.device)
-    kept = fewer & nearer
-    if bias is not None and layer.bias is not None:
-        bias = torch.where(kept, layer.bias, bias)
-    return torch.where(kept[:, None], layer.weight, weight), bias
+    nearer = [dense <= min(new, old) for dense, new, old in zip(original, after, before, strict=True)]
+    return _rows_of(fewer & torch.tensor(nearer, device=weight.device), (layer.weight, layer.bias), (weight, bias))
+
+
+def _rows_of(
+    mask: Tensor, one: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with the rows of `one` where the mask (rows,) is true, else of `other`."""
+    bias = other[1]
+    if bias is not None and one[1] is not None:
+        bias = torch.where(mask, one[1], bias)
+    return torch.where(mask[:, None], one[0], other[0]), bias
