@@ -10,6 +10,7 @@ from torch import nn
 
 import nettrim
 from nettrim.errors import DataError, InputError, ModelError, NettrimError, RecipeError
+from nettrim.executors import Shard
 
 
 def net(dtype=torch.float32):
@@ -58,6 +59,13 @@ BAD = [
     ("no samples", lambda: nettrim.trim(net(), data(0), epsilon=0.1), DataError, "`data` should be"),
     ("no batches", lambda: nettrim.trim(net(), [], epsilon=0.1), DataError, "`data` should be"),
     ("not data", lambda: nettrim.trim(net(), 7, epsilon=0.1), DataError, "`data` should be"),
+    ("bytes", lambda: nettrim.trim(net(), data().to(torch.uint8), epsilon=0.1), DataError, r"data\.float\(\)"),
+    ("sparse data", lambda: nettrim.trim(net(), data().to_sparse(), epsilon=0.1), DataError, "a sparse tensor"),
+    ("meta data", lambda: nettrim.trim(net(), data().to("meta"), epsilon=0.1), DataError, "meta"),
+    ("one sample alone", lambda: nettrim.trim(net(), data()[0], epsilon=0.1), DataError, r"torch\.stack"),
+    ("single samples", lambda: nettrim.trim(net(), list(data()), epsilon=0.1), DataError, r"torch\.stack"),
+    ("a share without checkpoint", lambda: nettrim.trim(net(), data(), epsilon=0.1, executor=Shard(1, 2)), InputError,
+     "`checkpoint`"),
     ("NaN in data", lambda: nettrim.trim(net(), data() * math.nan, epsilon=0.1), DataError, "NaN"),
     ("infinity in data", lambda: nettrim.trim(net(), data() * math.inf, epsilon=0.1), DataError, "inf"),
     ("NaN in weights", lambda: nettrim.trim(with_weight(math.nan), data(), epsilon=0.1), ModelError, "'?2"),

@@ -198,14 +198,14 @@ def trim(
     recipe = _recipe(recipe, {name: value for name, value in options.items() if name in _given})
     if not (memory_budget is None or (isinstance(memory_budget, int) and memory_budget >= 1)):
         raise InputError(should("memory_budget", "None or a number of bytes >= 1", repr(memory_budget)))
+    if checkpoint is None and isinstance(executor, Shard):
+        cure = "Give a directory that all shares can write to."
+        raise InputError(should("checkpoint", "given for a share", "None", cure))
     source = open_source(model)
     samples = read_samples(source, data, recipe.holdout if holdout is None else holdout, recipe)
     digest = model_digest(source) if isinstance(source, nn.Module) else ""
     network = build_network(source, samples, recipe, device, None if memory_budget is None else memory_budget // 2)
     store = None
-    if checkpoint is None and isinstance(executor, Shard):
-        cure = "Give a directory that all shares can write to."
-        raise InputError(should("checkpoint", "given for a share", "None", cure))
     if checkpoint is not None:
         store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
     alone = memory_budget is not None
@@ -269,11 +269,7 @@ def open_source(model: object) -> Any:
         raise ModelError(should("model", be, f"a {type(model).__name__}"))
     from nettrim.models.onnx_file import read_model  # noqa: PLC0415  # an extra
 
-    try:
-        return read_model(model)  # type: ignore[arg-type]
-    except ModelError as error:
-        cure = "load it with onnx.load and give the loaded model"
-        raise ModelError(str(error).replace("pass allow_external_data=True", cure)) from error
+    return read_model(model, allowing="load it with onnx.load and give the loaded model")  # type: ignore[arg-type]
 
 
 def read_samples(source: Any, data: Any, holdout: Any, recipe: Recipe) -> Samples:

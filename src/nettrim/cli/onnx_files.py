@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import make_parent
-from nettrim.errors import ModelError
 from nettrim.models.batches import normalise_batches
 from nettrim.models.onnx_file import read_model
 from nettrim.models.onnx_graph import main_output, to_array
@@ -23,10 +22,7 @@ from nettrim.models.shrink import Summary
 def read_onnx(opened: Opened) -> Any:
     """A checked model with all its tensors inside. Raises ModelError."""
     assert opened.path is not None
-    try:
-        return read_model(opened.path, allow_external_data=opened.external)
-    except ModelError as error:
-        raise ModelError(str(error).replace("pass allow_external_data=True", "say --allow-external-data")) from error
+    return read_model(opened.path, allow_external_data=opened.external, allowing="say --allow-external-data")
 
 
 def predict_onnx(model: Any, inputs: Any) -> Tensor:

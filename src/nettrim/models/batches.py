@@ -54,10 +54,14 @@ class Batch:
         args, kwargs = tree_map(move, (self.args, self.kwargs))
         return replace(self, args=args, kwargs=kwargs)
 
+    def tensors(self) -> list[Tensor]:
+        """The inputs that are tensors."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
     def shapes(self) -> str:
         """The shapes of the inputs, for a message."""
-        tensors = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-        return " and ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors) or "no tensor"
+        shapes = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in self.tensors())
+        return " and ".join(shapes) or "no tensor"
 
 
 def normalise_batches(
@@ -82,9 +86,8 @@ def normalise_batches(
     batches: list[Batch] = []
     total = 0
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # a shuffling loader: same seed, same order, and the caller's state untouched
+        # a shuffling loader: same seed, same order, and the caller's state untouched
+        torch.default_generator.manual_seed(seed)
         for index, item in enumerate(_items(data, limit, seed)):
             batch = item if isinstance(item, Batch) else _batch(item, required, most)
             if limit is not None and total + batch.size > limit:
@@ -184,16 +187,33 @@ def _positional(model: nn.Module | None, inputs: int) -> tuple[int, int]:
 def _check(batch: Batch, index: int) -> None:
     if batch.size == 0:
         raise DataError(should("data", "at least one sample in every batch", f"none in batch {index}"))
-    for leaf in tree_leaves((batch.args, batch.kwargs)):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+    for leaf in batch.tensors():
+        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             raise DataError(should("data", "finite numbers", f"NaN or infinity in batch {index}"))
 
 
 def _as_tensors(item: Any) -> Any:
     try:
-        return tree_map(lambda leaf: torch.from_numpy(np.array(leaf)) if isinstance(leaf, np.ndarray) else leaf, item)
+        return tree_map(_as_tensor, item)
     except TypeError as error:
         raise DataError(should("data", "arrays of numbers", f"one that PyTorch cannot read ({error})")) from None
+
+
+def _as_tensor(leaf: Any) -> Any:
+    """An array as a tensor; a tensor that cannot be cut by rows or read is refused."""
+    if isinstance(leaf, np.ndarray):
+        return torch.from_numpy(np.array(leaf))
+    if isinstance(leaf, Tensor):
+        odd = (
+            ("a nested tensor", leaf.is_nested),
+            ("a sparse tensor", leaf.layout != torch.strided),
+            ("a quantised tensor", leaf.is_quantized),
+            ("a tensor on the meta device, without numbers", leaf.is_meta),
+        )
+        for got, is_so in odd:
+            if is_so:
+                raise DataError(should("data", "dense tensors of plain numbers", got))
+    return leaf
 
 
 def _all_arrays(data: tuple[Any, ...]) -> bool:

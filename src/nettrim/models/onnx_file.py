@@ -17,11 +17,17 @@ _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\
 _PICKLE, _ZIP = b"\x80", b"PK"
 
 
-def read_model(source: str | os.PathLike[str] | onnx.ModelProto, *, allow_external_data: bool = False) -> Any:
+def read_model(
+    source: str | os.PathLike[str] | onnx.ModelProto,
+    *,
+    allow_external_data: bool = False,
+    allowing: str = "pass allow_external_data=True",
+) -> Any:
     """A private, checked copy of an ONNX model with all its tensors inside.
 
     Nothing outside the file is opened unless `allow_external_data` is true, and then only regular files
-    inside the model's own folder. Raises ModelError for anything that is not a sound model.
+    inside the model's own folder. `allowing` says how, for a message. Raises ModelError for anything that is not a
+    sound model.
     """
     if isinstance(source, onnx.ModelProto):
         model, folder = onnx.ModelProto(), None
@@ -33,7 +39,7 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto, *, allow_extern
         raise ModelError(should("model", "an ONNX model with at least one node", _name(source)))
     external = [tensor for tensor in all_tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if external:
-        _load_external(model, external, folder, allow_external_data)
+        _load_external(model, external, folder, allow_external_data, allowing)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _complete(model)
@@ -157,16 +163,10 @@ def _bare_outputs(model: Any) -> list[Any]:
     return [value for value in tensors if not value.type.tensor_type.HasField("shape")]
 
 
-def _load_external(model: Any, tensors: list[Any], folder: Path | None, allowed: bool) -> None:
+def _load_external(model: Any, tensors: list[Any], folder: Path | None, allowed: bool, allowing: str) -> None:
     if not allowed:
-        raise ModelError(
-            should(
-                "model",
-                "self-contained",
-                f"one with {len(tensors)} tensors in other files",
-                "If you trust it, pass allow_external_data=True.",
-            )
-        )
+        got = f"one with {len(tensors)} tensors in other files"
+        raise ModelError(should("model", "self-contained", got, f"If you trust it, {allowing}."))
     if folder is None:
         raise ModelError(should("model", "self-contained, or a path", "a ModelProto with tensors in other files"))
     total = 0

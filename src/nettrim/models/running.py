@@ -15,6 +15,7 @@ from nettrim.errors import DataError, ModelError, should
 from nettrim.models.batches import Batch
 from nettrim.models.trace import Trace, record
 
+_STACK = "Single samples become a batch by torch.stack."
 _EXAMPLE_ROWS = 2  # of the batch on which the structure is found: enough to tell rows from features
 
 
@@ -77,16 +78,30 @@ def example_trace(module: nn.Module, example: Batch, seed: int) -> tuple[Trace, 
         except Exception:  # its batch size may be fixed
             pass
         try:
-            return record(module, example.args, example.kwargs, keep=True), example
+            trace = record(module, example.args, example.kwargs, keep=True)
         except Exception as error:
             raise refusal(module, example, error) from error
+    if example.size > 1 and _is_flat(example):
+        raise DataError(should("data", "batches with one row for each sample", example.shapes(), _STACK))
+    return trace, example
 
 
 def refusal(module: nn.Module, batch: Batch, error: Exception, index: int | None = None) -> DataError:
     """What to raise when a model failed on a batch: what came, what the first layer reads, what the model said."""
     which = "" if index is None else f" in batch {index}"
-    sentence = should("data", f"batches that the model takes{_expected(module)}", batch.shapes() + which)
-    return DataError(f"{sentence} The model answered: {_short(error)}")
+    expected = _expected(module)
+    sentence = should("data", f"batches that the model takes{expected}", batch.shapes() + which)
+    cure = ""
+    if "type" in str(error) and not any(leaf.dtype.is_floating_point for leaf in batch.tensors()):
+        cure = " Convert them first: data.float()."
+    elif expected and _is_flat(batch):
+        cure = f" {_STACK}"
+    return DataError(f"{sentence} The model answered: {_short(error)}.{cure}")
+
+
+def _is_flat(batch: Batch) -> bool:
+    """Whether all inputs are vectors of floating numbers, as single samples are."""
+    return all(leaf.dim() == 1 and leaf.is_floating_point() for leaf in batch.tensors())
 
 
 def first_output(result: Any) -> Tensor:
@@ -121,4 +136,4 @@ def _expected(module: nn.Module) -> str:
 
 def _short(error: Exception) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 200 else text[:200] + "…"
+    return text.removesuffix(".") if len(text) <= 200 else text[:200] + "…"
