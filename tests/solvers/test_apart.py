@@ -9,8 +9,8 @@ import torch
 from nettrim import Program
 from nettrim.solvers import block, solve
 from nettrim.solvers.apart import _judged, _Root, _rows, _together, solve_apart
+from nettrim.solvers.guess import Guess, binding
 from nettrim.solvers.interior import solve_interior
-from nettrim.solvers.polish import Guess, binding
 from nettrim.solvers.problem import make_problem
 
 

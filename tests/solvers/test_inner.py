@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nettrim import Program
-from nettrim.solvers import bordered, inner
+from nettrim.solvers import bordered, inner, padding
 from nettrim.solvers.curvature import extended, nothing_known
-from nettrim.solvers.inner import Lassos, padded, places
+from nettrim.solvers.inner import Lassos
+from nettrim.solvers.padding import padded, places
 from nettrim.solvers.problem import make_problem
 
 ROWS, COLUMNS, SAMPLES = 9, 40, 160
@@ -74,7 +75,7 @@ def test_batches_change_nothing(monkeypatch, hard):
     together, *_ = ragged(hard)
     alone, *_ = ragged(hard)
     together.solve(torch.arange(ROWS))
-    monkeypatch.setattr(inner, "_BATCH", {"cpu": 0})  # a system each
+    monkeypatch.setattr(padding, "_BATCH", {"cpu": 0})  # a system each
     alone.solve(torch.arange(ROWS))
     for name in ("v0", "v1", "q0", "q1", "nu0", "nu1", "coefficients"):
         assert torch.allclose(getattr(together, name), getattr(alone, name), rtol=1e-9, atol=1e-9), name
@@ -145,12 +146,12 @@ def test_a_singular_support_is_nothing_to_go_on_from(samples):
 
 def test_batches_hold_every_system_once():
     sizes = torch.tensor([700, 3, 90, 91, 400, 5, 92, 1, 405, 88])
-    parts = list(inner._alike(sizes, "cpu"))
+    parts = list(padding.alike(sizes, "cpu"))
     assert sorted(torch.cat(parts).tolist()) == list(range(10))
     for part in parts:
         largest = int(sizes[part].max())
-        assert len(part) == 1 or len(part) * largest**2 <= inner._BATCH["cpu"]
-        assert float((largest**3 - sizes[part] ** 3).sum()) <= inner._WASTE
+        assert len(part) == 1 or len(part) * largest**2 <= padding._BATCH["cpu"]
+        assert float((largest**3 - sizes[part] ** 3).sum()) <= padding._WASTE
 
 
 def test_padding():

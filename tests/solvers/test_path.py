@@ -12,8 +12,8 @@ from nettrim.errors import DataError, InputError
 from nettrim.programs import Program
 from nettrim.solvers import Hybrid, Solution, solve, solve_path
 from nettrim.solvers.curvature import Curvatures
+from nettrim.solvers.guess import guess_from
 from nettrim.solvers.hybrid import Carried
-from nettrim.solvers.polish import guess_from
 from nettrim.solvers.problem import make_problem
 
 

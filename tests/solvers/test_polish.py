@@ -6,7 +6,8 @@ import torch
 import nettrim.solvers.block as block
 from nettrim import Program
 from nettrim.solvers import solve
-from nettrim.solvers.polish import polish, relative_gap
+from nettrim.solvers.judge import relative_gap
+from nettrim.solvers.polish import polish
 
 
 def problem_of(scales, constraint, dtype=torch.float64, epsilon=0.15):

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from nettrim.solvers.curvature import Curvatures
+from nettrim.solvers.guess import Guess, binding
 from nettrim.solvers.interior import Central, solve_interior
-from nettrim.solvers.polish import AIM, FAR_STEPS, MET, Guess, Polished, binding, judged, polish
+from nettrim.solvers.judge import AIM, MET, Polished, judged
+from nettrim.solvers.polish import FAR_STEPS, polish
 from nettrim.solvers.problem import Problem
 
 _WITHOUT = 0.125  # share of the rows, if more than one strayed, without which a joint polish is tried once more
@@ -47,7 +49,8 @@ def solve_apart(
     assert problem.epsilon is not None
     aim = float(problem.epsilon[0]) * (1 - _INSIDE * problem.margin)
     root, gemms, found, stale = _Root(), 0.0, None, 0
-    if strayed is not None and 0 < int(strayed.sum()) <= max(1, _WITHOUT * problem.rows) < problem.rows:
+    count, few = 0 if strayed is None else int(strayed.sum()), max(1, _WITHOUT * problem.rows)
+    if strayed is not None and 0 < count <= few < problem.rows:
         found, gemms = _without(problem, guess, strayed.nonzero()[:, 0], tolerance, curvatures)
         if bool(found.gap <= AIM * tolerance):
             return found, gemms
@@ -124,12 +127,12 @@ def _together(
     if not len(others):
         return found, 0.0
     lone, rest = problem.select(alone), problem.select(others)
-    known = None if curvatures is None else curvatures.of(others)
+    known, known_alone = _known(curvatures, others), _known(curvatures, alone)
     gemms, tau = 0.0, guess.tau  # where the rows that stay out are
     for number in range(_TOGETHER):
         if number:
             near = replace(_of(guess, alone), tau=tau)
-            solved = _rows(lone, near, tolerance, None if curvatures is None else curvatures.of(alone))
+            solved = _rows(lone, near, tolerance, known_alone)
             gemms += solved.gemms * len(alone) / problem.rows
             guess = _with(problem, guess, alone, solved.guess.u, solved.guess.dual)
         soft, _ = lone.distance(lone.design.forward(lone.cast(guess.u[alone])))
@@ -147,6 +150,11 @@ def _together(
         # squared distances grow about as tau squared: there both parts together come to the budget
         tau = problem.epsilon / (taken / tau**2 + left / landed.tau**2).sqrt()
     return found, gemms
+
+
+def _known(curvatures: Curvatures | None, rows: Tensor) -> Curvatures | None:
+    """What is known of some rows (index)."""
+    return None if curvatures is None else curvatures.of(rows)
 
 
 def _of(guess: Guess, rows: Tensor) -> Guess:

@@ -14,10 +14,12 @@ from nettrim.solvers import admm
 from nettrim.solvers.apart import solve_apart
 from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.finish import Ending
+from nettrim.solvers.guess import Guess, binding
 from nettrim.solvers.interior import Central, crossover, solve_interior
+from nettrim.solvers.judge import AIM, Polished, relative_gap
 from nettrim.solvers.lp import lp_available, solve_rows
 from nettrim.solvers.plain import as_program, plain_candidate
-from nettrim.solvers.polish import AIM, FAR_STEPS, Guess, Polished, binding, polish, relative_gap
+from nettrim.solvers.polish import FAR_STEPS, polish
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import is_feasible, make_feasible, repair
 
@@ -148,9 +150,8 @@ class _Block:
         problem, dual = self.state.problem, self.state.multipliers().to(torch.float64)
         if isinstance(problem.penalty, L1):
             guess = _guess(self.state, dual)
-            candidate = polish(
-                problem, guess, self.tolerance, curvatures=self.curvatures.of(self.rows), waiting=True
-            )
+            known = self.curvatures.of(self.rows)
+            candidate = polish(problem, guess, self.tolerance, curvatures=known, waiting=True)
             assert candidate.tau is not None
             # where it failed its tau may be anywhere, and that of ADMM is near
             self._see(guess, replace(candidate, tau=torch.where(candidate.gap <= _NEAR, candidate.tau, guess.tau)))

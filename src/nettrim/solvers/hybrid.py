@@ -17,7 +17,7 @@ from nettrim.solvers.block import solve_block
 from nettrim.solvers.curvature import Curvatures
 from nettrim.solvers.design import Design, make_design
 from nettrim.solvers.finish import Ending, finish
-from nettrim.solvers.polish import Guess, guess_from
+from nettrim.solvers.guess import Guess, guess_from
 from nettrim.solvers.precision import full_precision
 from nettrim.solvers.presolve import Reduced, presolve
 from nettrim.solvers.problem import Problem, make_problem

@@ -6,7 +6,7 @@ with supports of like size are solved in batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from nettrim.solvers.bordered import Factored, Factors
 from nettrim.solvers.cholesky import solve_factored
 from nettrim.solvers.curvature import Curvature
 from nettrim.solvers.design import Design
+from nettrim.solvers.padding import alike, most, padded, places, stacked
 
 _JOINING = 0.07  # hard samples that join in a pass, per weight of the support: more throw the point far away
 _ENTERING, _FEWEST = 0.15, 4  # likewise weights that enter in a pass: a share of the support, or a few
@@ -24,8 +25,6 @@ _MOST_BINDING = 2  # hard samples per weight of the support, above which a row i
 _LARGEST_SINGULAR = 100  # a singular system up to this size is solved by its pseudo-inverse, else its row is given up
 _SOUND = 1e-10  # the least pivot of a factor that is kept, relative to its largest
 _SPARE = 5  # weights that a row may ask for beyond what a vertex can have
-_WASTE = 3e6  # what padding may add to the cubes of the sizes of a batch: what another batch would cost
-_BATCH = {"cpu": 1 << 17, "cuda": 1 << 26}  # entries of a batch of systems: what a cache holds, and a large share of it
 
 
 class Lassos:
@@ -126,7 +125,7 @@ class Lassos:
         for saddle in (False, True):
             index = (anew & ((bound > 0) == saddle)).nonzero()[:, 0]
             if len(index):
-                for part in _alike((size + bound)[index], self.design.device.type):
+                for part in alike((size + bound)[index], self.design.device.type):
                     self._solve_alike(rows[index[part]], support[index[part]], saddle)
         self._expand(rows)
 
@@ -166,7 +165,7 @@ class Lassos:
             for row, index in zip(numbers, chosen, strict=True)
         ]
         count, width = inside.shape
-        system = _stacked(blocks, width + bound.shape[1])
+        system = stacked(blocks, width + bound.shape[1])
         here, cost = (
             torch.where(real, values[rows].gather(1, inside), 0.0) for values in (self.linear, self.costs * self.signs)
         )
@@ -352,55 +351,6 @@ def tau_at(coefficients: Tensor, square: Tensor) -> Tensor:
     return torch.where((square <= c0) | (c2 <= 0), 0.0, (root / c2.clamp(min=1e-300)).clamp(min=0))
 
 
-def most(values: Tensor, counts: Tensor, above: float = 0.0) -> Tensor:
-    """Mask of the entries above `above` that are among the `counts` (rows,) largest of their row."""
-    top = values.topk(min(int(counts.max()), values.shape[1]), dim=1)
-    order = torch.arange(top.values.shape[1], device=values.device)
-    wanted = (top.values > above) & (order < counts[:, None])
-    return torch.zeros_like(values, dtype=torch.bool).scatter(1, top.indices, wanted)
-
-
 def _some(share: float, fewest: int, sizes: Tensor) -> Tensor:
     """A share of these sizes, rounded down, and at least `fewest`."""
     return (share * sizes).to(torch.int64).clamp(min=fewest)
-
-
-def padded(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Index vectors as the rows of one array, zero past their ends, and a mask of what is no padding."""
-    counts = torch.tensor([len(index) for index in indices], device=indices[0].device)
-    array = torch.nn.utils.rnn.pad_sequence(list(indices), batch_first=True)
-    return array, torch.arange(array.shape[1], device=array.device) < counts[:, None]
-
-
-def places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row of a mask is true, as `padded`."""
-    counts = mask.sum(dim=1)
-    column = mask.nonzero()[:, 1]
-    real = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-    array = torch.zeros_like(real, dtype=torch.int64)
-    array[real] = column
-    return array, real
-
-
-def _stacked(blocks: Sequence[Tensor], size: int) -> Tensor:
-    """Square matrices at the top left of larger ones, (matrices, size, size); a single one of that size as it is."""
-    if len(blocks) == 1 and len(blocks[0]) == size:
-        return blocks[0][None]
-    whole = blocks[0].new_zeros(len(blocks), size, size)
-    for place, block in enumerate(blocks):
-        whole[place, : len(block), : len(block)] = block
-    return whole
-
-
-def _alike(sizes: Tensor, kind: str) -> Iterator[Tensor]:
-    """The places of systems of these sizes, in batches of like size, no larger than a device of this kind likes."""
-    order = torch.argsort(sizes)
-    entries = _BATCH.get(kind, _BATCH["cpu"])
-    begin, cubes = 0, 0
-    for end, size in enumerate(sizes[order].tolist()):
-        count = end - begin + 1
-        if count > 1 and (count * size**2 > entries or count * size**3 - cubes - size**3 > _WASTE):
-            yield order[begin:end]
-            begin, cubes = end, 0
-        cubes += size**3
-    yield order[begin:]

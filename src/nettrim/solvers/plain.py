@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nettrim.certificates import certify
 from nettrim.programs import Program
-from nettrim.solvers.polish import Polished
+from nettrim.solvers.judge import Polished
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.repair import make_feasible
 

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nettrim.certificates.program import clip_multipliers, support_value
+from nettrim.certificates.program import clip_multipliers
 from nettrim.programs.penalties import L1
 from nettrim.solvers.curvature import Curvature, Curvatures, Point, extended, nothing_known
-from nettrim.solvers.inner import Lassos, most, places
+from nettrim.solvers.guess import Guess, roughly_pulled
+from nettrim.solvers.inner import Lassos
+from nettrim.solvers.judge import Polished, judge, l1_of_rows, misses, relative_gap
+from nettrim.solvers.padding import most, places
 from nettrim.solvers.passes import solve_lassos
 from nettrim.solvers.problem import Problem
 
-AIM = 0.5  # share of the tolerance at which a group is finished, so that the cast keeps it there
-MET = 1e-10  # by how much a bound that must hold may be missed
 FAR_STEPS = 20  # of a polish from a guess made elsewhere, which may be far
 _GROWN = 1.5  # by how much Gram matrices may grow with their working sets
 _ZERO = 1e-12  # relative to the largest weight
-_FREE = 1e-7  # of a unit cost: what rounding leaves on free columns
 _FURTHER, _FURTHEST = 8.0, 1e-3  # growth and limit of the margin where a cast leaves the constraint
 _AROUND, _MORE = 0.5, 20  # hard samples besides those that bind that inner passes watch: per feature, and on top of it
 _DONE = 1e-3  # share of the tolerance at which a group stops
@@ -49,91 +49,6 @@ _BY_GROUP = ("groups", "tau", "margin", "stalled", "fewest")
 _NEAR = 0.97  # features whose multiplier exceeds this share of its limit join the working set early
 _NEAR_AT_FIRST = 0.8  # likewise for a guess, whose support is often a fifth of the vertex's
 _WIDER, _BESIDES = 2, 32  # features that join the working set in a step, at most: per one of the support, and besides
-
-
-@dataclass
-class Guess:
-    """Where a polish starts: weights, multipliers, hard samples that bind, tau per group."""
-
-    u: Tensor  # (rows, in) float64, sparse
-    dual: Tensor  # (rows, samples)
-    binding: Tensor | None  # (rows, samples) bool
-    tau: Tensor  # (groups,)
-    # where they are known: X u (rows, samples), -X' of its distances that count (rows, in), X' of the multipliers
-    product: Tensor | None = None
-    gradient: Tensor | None = None
-    pull: Tensor | None = None
-
-    def select(self, rows: Tensor, groups: Tensor) -> Guess:
-        """That of some rows and groups (index or mask)."""
-        binding = None if self.binding is None else self.binding[rows]
-        return Guess(self.u[rows], self.dual[rows], binding, self.tau[groups])
-
-
-def guess_from(problem: Problem, weight: Tensor, dual: Tensor, curvatures: Curvatures) -> Guess:
-    """The weights (rows, in) and multipliers (rows, samples) of another program, seen as a guess for this one.
-
-    Of rows that a polish left with these weights `curvatures` knows the rest, for want of which it is computed.
-    """
-    design, u = problem.design, weight.clone()
-    z, gradient, t = torch.empty_like(dual), torch.empty_like(u), torch.empty_like(u)
-    unknown = []
-    for row in range(problem.rows):
-        point = curvatures.point(row)
-        if point is None or not torch.equal(problem.cast(point.u), weight[row]):
-            unknown.append(row)
-        else:
-            u[row], z[row], gradient[row], t[row] = point.u, point.z, point.gradient, point.t
-    if unknown:
-        z[unknown] = design.forward(u[unknown])
-    soft, _ = problem.distance(z)
-    if unknown:
-        gradient[unknown], t[unknown] = design.back(-soft[unknown]), _roughly_pulled(problem, dual[unknown])
-    inside = dual if problem.soft is None else dual * problem.soft.to(dual.dtype)
-    reach, pressure = (problem.group_sum((values**2).sum(dim=1)).sqrt() for values in (soft, inside))
-    tau = reach / pressure.clamp(min=1e-300)
-    return Guess(u, dual, binding(problem, dual, weight), tau, z, gradient, t)
-
-
-def _roughly_pulled(problem: Problem, dual: Tensor) -> Tensor:
-    """X' of multipliers, near enough to say which features come first."""
-    return problem.design.pull(dual.to(problem.design.precision)).to(torch.float64)
-
-
-@dataclass(frozen=True)
-class Polished:
-    """The best weights and the best multipliers of each group that the polish saw; they need not come from one step."""
-
-    weight: Tensor  # (rows, in)
-    objective: Tensor  # (groups,) of `weight`, inf where no feasible point was seen
-    dual: Tensor  # (rows, samples)
-    bound: Tensor  # (groups,) that `dual` proves, at least 0
-    steps: int
-    tau: Tensor | None = None  # (groups,) of the last step
-    strayed: Tensor | None = None  # (rows,) bool: those on whose account a joint budget was not met
-
-    @property
-    def gap(self) -> Tensor:
-        """(objective - bound) / objective of each group, inf without a feasible point."""
-        return relative_gap(self.objective, self.bound)
-
-
-def binding(problem: Problem, dual: Tensor, u: Tensor, least: float = 1e-6) -> Tensor | None:
-    """Hard samples that bind (rows, samples), as multipliers tell: those above `least` times a row's largest, and fewer
-    than the support can meet. None without hard samples. Far smaller ones are what a central path leaves."""
-    if problem.soft is None:
-        return None
-    pressure = dual.abs().mul_((~problem.soft).to(dual.dtype))
-    support = ((u != 0).sum(dim=1, keepdim=True) - 1).clamp(min=0, max=pressure.shape[1] - 1)
-    limit = pressure.topk(int(support.max()) + 1, dim=1).values
-    bar = torch.maximum(limit.gather(1, support), least * limit[:, :1])
-    return (pressure > bar) | (~problem.soft & (problem.lower == problem.upper))
-
-
-def relative_gap(objective: Tensor, bound: Tensor) -> Tensor:
-    """(objective - bound) / objective; 0 for an objective of zero, inf for an infinite one."""
-    gap = (objective - bound) / objective.clamp(min=1e-300)
-    return torch.where(objective == torch.inf, torch.inf, torch.where(objective > 0, gap, 0.0))
 
 
 @dataclass
@@ -263,7 +178,7 @@ def _begin(problem: Problem, guess: Guess, waiting: bool) -> _State:
     zero = torch.zeros_like(guess.tau)
     costs = problem.penalty.full(torch.zeros_like(guess.u)).expand(guess.u.shape)
     signs = guess.u.sign()
-    t = _roughly_pulled(problem, guess.dual) if guess.pull is None else guess.pull
+    t = roughly_pulled(problem, guess.dual) if guess.pull is None else guess.pull
     return _State(
         problem,
         rows=torch.arange(problem.rows, device=z.device),
@@ -327,7 +242,7 @@ def _assess(state: _State, soft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state.t = state.t + problem.design.back(pushed)
     within = _within(problem, state.square)
     squares, worst = _after_cast(state, within)
-    value, proved = _judge(problem, state.u, squares, worst, present, state.t, state.costs)
+    value, proved = judge(problem, state.u, squares, worst, present, state.t, state.costs)
     if problem.epsilon is not None:  # what the cast breaks is aimed further inside
         broken = within & ~_within(problem, squares)
         state.margin = torch.where(broken, (state.margin * _FURTHER).clamp(max=_FURTHEST), state.margin)
@@ -352,17 +267,6 @@ def _after_cast(state: _State, within: Tensor) -> tuple[Tensor, Tensor]:
         there = misses(problem.select(rows), state.u[rows], state.z[rows])
         squares, worst = (old.index_copy(0, rows, new) for old, new in zip((squares, worst), there, strict=True))
     return squares, worst
-
-
-def misses(problem: Problem, u: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
-    """Of weights u (rows, in) after the cast, where X u is `product`: each row's sum of squared distances that count,
-    and by how much it misses the worst of the bounds that must hold."""
-    moved = (problem.cast(u) - u).to(problem.design.precision)  # so little that its own rounding is none
-    if bool((moved != 0).any()):
-        product = product + problem.design.product(moved)
-    soft, hard = problem.distance(product)
-    worst = hard.abs().amax(dim=1) if problem.soft is not None else torch.zeros(len(u), dtype=u.dtype, device=u.device)
-    return (soft**2).sum(dim=1), worst
 
 
 def _lassos(state: _State, curvatures: Curvatures | None) -> Lassos:
@@ -417,8 +321,8 @@ def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor, square: Tensor) 
     start towards the minimum of the quadratic it falls at first.
     """
     problem, tau = state.problem, state.tau[state.problem.groups]
-    whole = 0.5 * square + tau * _penalty(state.u, state.costs)
-    start = 0.5 * state.square + tau * _penalty(u, state.costs)
+    whole = 0.5 * square + tau * l1_of_rows(state.u, state.costs)
+    start = 0.5 * state.square + tau * l1_of_rows(u, state.costs)
     rows = (whole > start * (1 + _UPHILL)).nonzero()[:, 0]
     if not len(rows):
         return
@@ -432,7 +336,7 @@ def _shorten(state: _State, u: Tensor, z: Tensor, soft: Tensor, square: Tensor) 
     best, share = torch.full_like(tau, torch.inf), torch.ones_like(tau)
     for part in _SHARES:
         weight, _, distance = at(tau.new_tensor(part))
-        there = 0.5 * (distance**2).sum(dim=1) + tau * _penalty(weight, costs)
+        there = 0.5 * (distance**2).sum(dim=1) + tau * l1_of_rows(weight, costs)
         share, best = torch.where(there < best, part, share), torch.minimum(there, best)
     state.u, state.z = state.u.clone(), state.z.clone()
     state.u[rows], state.z[rows], soft[rows] = at(share[:, None])
@@ -461,49 +365,6 @@ def _multipliers(state: _State, soft: Tensor) -> tuple[Tensor, Tensor | None]:
         part = clip_multipliers(-state.nu / tau, problem.lower, problem.upper)
         return dual + part, part
     return dual, None
-
-
-def judged(problem: Problem, weight: Tensor, dual: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-    """Objective and bound of each group of an l1 problem, of the weights as they will be cast; `pull` is X'r."""
-    assert isinstance(problem.penalty, L1)
-    costs = problem.penalty.full(weight).expand(weight.shape)
-    product = problem.design.forward(weight)
-    return _judge(problem, weight, *misses(problem, weight, product), dual, pull, costs)
-
-
-def _judge(
-    problem: Problem, u: Tensor, squares: Tensor, worst: Tensor, dual: Tensor, t: Tensor, costs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each group's l1 objective, inf where infeasible, and dual bound, from sums at hand: the inner certificate.
-
-    `squares` and `worst` (rows,) are the `misses` of u; `t` is X' of the multipliers.
-    """
-    squares = problem.group_sum(squares)
-    value = _penalty(u, costs)
-    support = support_value(dual, problem.lower, problem.upper, dim=1)
-    gauge = torch.where(costs == 0, 0.0, t.abs() / costs).amax(dim=1).clamp(min=1e-300)
-    # multipliers that push on a column without a cost prove nothing
-    valid = (torch.where(costs == 0, t.abs(), 0.0) <= _FREE).all(dim=1)
-    scale = torch.where(valid & (support > 0), (1 / gauge).clamp(max=1.0), 0.0)
-    ball = (dual if problem.soft is None else dual * problem.soft.to(dual.dtype)).norm(dim=1)
-    if problem.regularization is not None:
-        lam = problem.regularization
-        objective = problem.group_sum(value) + lam * squares
-        bound = problem.group_sum(scale * support - (scale * ball) ** 2 / (4 * lam))
-        feasible = torch.ones_like(objective, dtype=torch.bool)
-    else:
-        assert problem.epsilon is not None
-        objective = problem.group_sum(value)
-        bound = problem.group_sum(scale * support) - problem.epsilon * problem.group_sum((scale * ball) ** 2).sqrt()
-        feasible = squares.sqrt() <= problem.epsilon * (1 + 1e-12)
-    if problem.soft is not None:
-        feasible &= torch.zeros_like(objective).scatter_reduce(0, problem.groups, worst, "amax") <= MET
-    return torch.where(feasible, objective, torch.inf), bound.clamp(min=0)
-
-
-def _penalty(u: Tensor, costs: Tensor) -> Tensor:
-    """The l1 norm with costs of each row; an infinite cost of a zero weight is none."""
-    return torch.where(u == 0, 0.0, u.abs() * costs).sum(dim=1)
 
 
 def _at_upper(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from nettrim.certificates.program import support_value
 from nettrim.programs.penalties.l1 import EntryCosts
 from nettrim.solvers.base import ABSURD
-from nettrim.solvers.polish import MET
+from nettrim.solvers.judge import MET
 from nettrim.solvers.problem import Problem
 from nettrim.solvers.refit import HARD_WEIGHT, fit_support
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from nettrim.certificates.program import clip_multipliers
 from nettrim.programs import group_sums
 from nettrim.programs.penalties import L1
-from nettrim.solvers.polish import judged, relative_gap
+from nettrim.solvers.judge import judged, relative_gap
 from nettrim.solvers.problem import Problem
 
 if TYPE_CHECKING:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nettrim.solvers.guess import Guess
 from nettrim.solvers.interior.best import Best
 from nettrim.solvers.interior.path import Path
-from nettrim.solvers.polish import AIM, Guess, Polished, polish
+from nettrim.solvers.judge import AIM, Polished
+from nettrim.solvers.polish import polish
 from nettrim.solvers.problem import Problem
 
 _STARTS = (300.0, 3.0)  # how far the first multipliers may outweigh the costs; the second where the first fails
