@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,32 @@ def test_an_item_whose_worker_is_killed_is_run_again_in_smaller_pieces():
 def test_workers_that_are_killed_again_and_again_are_an_error():
     with Processes(1) as executor, pytest.raises(ClusterError, match="killed 3 times during 'item 0'"):
         list(executor.map(os._exit, [1]))
+
+
+def test_a_worker_that_is_killed_while_it_waits_is_replaced():
+    with Processes(2) as executor:
+        assert dict(executor.map(abs, [-1])) == {0: 1}
+        lose_a_worker(executor)
+        assert dict(executor.map(abs, [-1, -2, -3])) == {0: 1, 1: 2, 2: 3}
+
+
+def test_items_at_work_are_sent_again_where_the_next_finds_a_worker_killed():
+    def items(executor):
+        yield 1.0
+        lose_a_worker(executor)
+        yield 0.0
+
+    with Processes(2) as executor:
+        assert dict(executor.map(time.sleep, items(executor))) == {0: None, 1: None}
+
+
+def lose_a_worker(executor):
+    """Kill one, and wait until its pool has seen that."""
+    os.kill(next(iter(executor._pool._processes)), signal.SIGKILL)
+    limit = time.monotonic() + 30
+    while executor._pool._flags.broken is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert executor._pool._flags.broken is not None
 
 
 def test_a_failure_names_the_item_and_others_can_follow():

@@ -137,11 +137,8 @@ class Processes(OneMachine):
                 if not pending:
                     return
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                    self._end()
-                    sent, pending = list(pending.values()), {}
-                    for each in sent:
-                        self._submit(function, _again(each), pending)
+                if any(map(_broken, done)):
+                    self._restart(function, pending)
                     continue
                 for future in sorted(done, key=lambda future: pending[future].index):
                     sent = pending.pop(future)
@@ -161,7 +158,19 @@ class Processes(OneMachine):
             self._pool = self._loky.ProcessPoolExecutor(
                 self._workers, timeout=_IDLE, initializer=_watch, initargs=(os.getpid(),)
             )
-        pending[self._pool.submit(_work, function, *pack(sent.item, self._shared))] = sent
+        try:
+            future = self._pool.submit(_work, function, *pack(sent.item, self._shared))
+        except BrokenProcessPool:  # a process was killed while it waited for work
+            self._restart(function, pending, sent)
+        else:
+            pending[future] = sent
+
+    def _restart(self, function: Callable[[Any], Any], pending: dict[Future[Any], _Sent], *fresh: _Sent) -> None:
+        """Submit what is not finished, and what is `fresh`, to new processes: some of the old ones were killed."""
+        lost = [future for future in pending if not future.done() or _broken(future)]
+        self._end()
+        for sent in [*(_again(pending.pop(future)) for future in lost), *fresh]:
+            self._submit(function, sent, pending)
 
     def _result(self, future: Future[Any], sent: _Sent) -> Any:
         try:
@@ -193,6 +202,11 @@ class Processes(OneMachine):
         if self._pool is not None:
             self._pool.shutdown(wait=False, kill_workers=True)
             self._pool = None
+
+
+def _broken(future: Future[Any]) -> bool:
+    """Whether what is done ended because a process was killed."""
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def _again(sent: _Sent) -> _Sent:
