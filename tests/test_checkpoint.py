@@ -1,7 +1,10 @@
 """Files of finished work: whole or not at all, of this run or refused, damage seen."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from nettrim import checkpoint
 from nettrim.checkpoint import MANIFEST, Checkpoint
 from nettrim.errors import InputError
 
+PARTS = ("model", "data", "recipe", "versions")
 IDENTITY = {"model": {"fc.weight": "aa", "layers": 2}, "data": {"sha256": "dd"}, "recipe": {"epsilon": 0.1}}
 
 
@@ -116,9 +120,10 @@ def test_a_broken_manifest_and_another_format_are_refused(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(InputError, match="format 99"):
         opened(tmp_path)
-    (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(InputError, match="unreadable"):
-        opened(tmp_path)
+    for wrong in ("{", "5", "[]", *(json.dumps({**manifest, part: wrong}) for part in PARTS for wrong in (5, None))):
+        (tmp_path / MANIFEST).write_text(wrong)
+        with pytest.raises(InputError, match="unreadable"):
+            opened(tmp_path)
 
 
 def test_other_versions_are_remarked(tmp_path):
@@ -132,12 +137,92 @@ def test_other_versions_are_remarked(tmp_path):
 def test_half_written_files_of_dead_processes_are_swept_and_others_left(tmp_path):
     saved(tmp_path)
     host = os.uname().nodename
-    dead, living = tmp_path / f".a.block.{host}.4194304999", tmp_path / f".a.block.{host}.{os.getpid()}"
-    elsewhere = tmp_path / ".a.block.elsewhere.1"
-    for path in (dead, living, elsewhere):
+    left = f".fc_0-2.0123abcd.block.89efcdab.{host}"
+    dead, living = tmp_path / f"{left}.4194304999", tmp_path / f"{left}.{os.getpid()}"
+    first = tmp_path / f".{MANIFEST}.89efcdab.{host}.4194304999"
+    elsewhere = tmp_path / ".fc_0-2.0123abcd.block.89efcdab.elsewhere.4194304999"
+    foreign = [tmp_path / f".notes.{host}.4194304999", tmp_path / f".notes.txt.89efcdab.{host}.4194304999"]
+    for path in (dead, first, living, elsewhere, *foreign):
         path.write_bytes(b"half")
     opened(tmp_path)
-    assert [path.exists() for path in (dead, living, elsewhere)] == [False, True, True]
+    assert [path.exists() for path in (dead, first, living, elsewhere)] == [False, False, True, True]
+    assert all(path.exists() for path in foreign)
+
+
+def test_a_directory_that_is_refused_is_left_as_it_was(tmp_path):
+    saved(tmp_path / "run")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("x")
+    for folder, changes in (("letters", {}), ("run", {"data": {"sha256": "ee"}})):
+        left = tmp_path / folder / f".fc_0-2.0123abcd.block.89efcdab.{os.uname().nodename}.4194304999"
+        left.write_bytes(b"half")
+        with pytest.raises(InputError):
+            opened(tmp_path / folder, **changes)
+        assert left.exists()
+
+
+@pytest.mark.parametrize("path", [5, b"run", "a\0b", True, None, "\ud800"], ids=repr)
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match="`checkpoint` should be the path of a directory. Got"):
+        opened(path)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    store, _ = saved(tmp_path)
+    (file,) = tmp_path.glob("*.block")
+    file.unlink()
+    file.mkdir()
+    for read in (store.load, store.peek):
+        with pytest.raises(InputError, match="whose files can be read. Got .*Is a directory"):
+            read("fc 0-2")
+
+    def stale(*arguments):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(type(file), "open", stale)
+    assert store.load("fc 0-2") is None and store.peek("fc 0-2") is None
+
+
+def test_units_are_found_by_how_they_begin(tmp_path):
+    store, _ = saved(tmp_path)
+    names = ["fc samples 1", "fc samples 2", "fc/samples 1", "fc"]
+    for name in names:
+        store.save(name, "p1", {}, {})
+    assert sorted(store.units("fc samples ")) == names[:2]
+    assert sorted(store.units("fc")) == ["fc", "fc 0-2", *names[:2], names[2]]
+    long = "x" * 200
+    store.save(long + " 1", "p1", {}, {})
+    assert list(store.units(long)) == [long + " 1"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_tensors_are_never_in_memory_twice(tmp_path):
+    """Saving them takes next to nothing, loading them no more than they are."""
+    script = MEMORY.format(folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    saving, loading = map(float, done.stdout.split())
+    assert saving < 0.5 and loading < 1.5
+
+
+MEMORY = """
+import resource
+import torch
+from nettrim.checkpoint import Checkpoint
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+store = Checkpoint.open({folder!r}, {{"model": {{}}, "data": {{}}, "recipe": {{}}}})
+store.save("warm", "p", {{"x": torch.zeros(9)}}, {{}})
+store.load("warm")
+x = torch.ones(25_000_000)
+size, before = 4 * x.numel(), peak()
+store.save("unit", "p", {{"x": x}}, {{}})
+saving = peak() - before
+found = store.load("unit")
+assert torch.equal(found.tensors["x"], x)
+print(saving / size, (peak() - before) / size)
+"""
 
 
 def test_a_disk_that_refuses_is_said_and_leaves_no_file(tmp_path, monkeypatch):

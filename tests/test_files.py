@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -17,6 +18,16 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
         atomic_write(path, content)
         assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_a_function_may_write_the_file_and_go_back_in_it(tmp_path: Path) -> None:
+    def write(stream: BinaryIO) -> None:
+        stream.write(b"?bc")
+        stream.seek(0)
+        stream.write(b"a")
+
+    atomic_write(tmp_path / "file", write)
+    assert (tmp_path / "file").read_bytes() == b"abc"
 
 
 def umask() -> int:

@@ -10,34 +10,35 @@ Every file is written beside its place, flushed to the disk and renamed into pla
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
-import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from nettrim.errors import InputError, should
-from nettrim.files import atomic_write
+from nettrim.files import atomic_write, sweep
+from nettrim.tensors import raw, read_tensors, write_tensors
 from nettrim.version import __version__
 
 MANIFEST = "checkpoint.json"
 _FORMAT = 1
+_PARTS = ("model", "data", "recipe")
 _MAGIC = b"nettrim\x01"
-_PIECE = 1 << 24  # bytes that are hashed at a time
 _SHOWN = 3  # differences named in a message
 _HEADER = 1 << 26  # bytes of a header that is believed
+_HASH = 32  # bytes
+_GONE = (errno.ENOENT, errno.ESTALE)  # ESTALE: another machine has replaced or removed the file just now
 
 _T = TypeVar("_T")
 
@@ -65,9 +66,9 @@ class Checkpoint:
         """A new checkpoint, or an old one of the same model, data and recipe.
 
         Raises InputError for a checkpoint of anything else, naming the first differences, for a directory that holds
-        something else, and for one that cannot be written.
+        something else, and for one that cannot be written; such a directory is left as it was.
         """
-        path = Path(directory)
+        path = _path(directory)
         manifest = {
             "format": _FORMAT,
             "versions": {"nettrim": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -75,39 +76,43 @@ class Checkpoint:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
             if not (path / MANIFEST).exists():
                 _check_free(path)
                 atomic_write(path / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-            return cls(path, [*_compare(path, manifest)])
+            notes = [*_compare(path, manifest)]
+            sweep(path, rf"{re.escape(MANIFEST)}|.+\.[0-9a-f]{{8}}\.block")  # not before: now the directory is ours
+            return cls(path, notes)
         except OSError as error:
             raise _unwritable(path, error) from error
 
     def load(self, unit: str) -> Stored | None:
-        """A finished unit; None where there is none, or its file is truncated or damaged."""
-        try:
-            content = (self.directory / _file_name(unit)).read_bytes()
-        except FileNotFoundError:
-            return None
-        head = len(_MAGIC) + 32
-        body = content[head:]
-        if content[:head] != _MAGIC + hashlib.sha256(body).digest():
-            return None
-        try:
-            (size,) = struct.unpack("<Q", body[:8])
-            return _stored(unit, _about(body[8 : 8 + size]), load_tensors(body))
-        except (struct.error, SafetensorError):
-            return None
+        """A finished unit; None where there is none, or its file is truncated or damaged.
+
+        Raises InputError when the disk refuses.
+        """
+        found = self._from_file(self.directory / _file_name(unit), _whole)
+        return None if found is None else _stored(unit, *found)
 
     def peek(self, unit: str) -> Stored | None:
-        """A finished unit without its tensors: its head alone is read, and checked for damage; None as for `load`."""
+        """A finished unit without its tensors: its head alone is read, and checked for damage; None as for `load`.
+
+        Raises InputError when the disk refuses.
+        """
+        about = self._from_file(self.directory / _file_name(unit), _head)
+        return None if about is None else _stored(unit, about, {})
+
+    def units(self, start: str) -> list[str]:
+        """The names of the units on disk that begin with `start`, whoever wrote them; not of those with a damaged head.
+
+        Raises InputError when the disk refuses.
+        """
         try:
-            with (self.directory / _file_name(unit)).open("rb") as stream:
-                (size,) = struct.unpack("<Q", stream.read(len(_MAGIC) + 40)[-8:])
-                about = _about(stream.read(min(size, _HEADER)))
-        except (FileNotFoundError, struct.error):
-            return None
-        return _stored(unit, about, {}) if about.pop("check", None) == _check(about) else None
+            begin = _readable(start)
+            found = sorted(path for path in self.directory.glob("*.block") if path.name.startswith(begin))
+        except OSError as error:
+            raise _unreadable(self.directory, error) from error
+        heads = (self._from_file(path, _head) or {} for path in found)
+        return [unit for about in heads if (unit := str(about.get("unit"))).startswith(start)]
 
     def read(
         self, unit: str, make: Callable[[Stored], _T], program: str | None = None, *, head: bool = False
@@ -129,14 +134,23 @@ class Checkpoint:
             return None
 
     def save(self, unit: str, program: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Put a finished unit on disk. Raises InputError when the disk refuses."""
+        """Put a finished unit on disk, straight from the tensors' memory. Raises InputError when the disk refuses."""
         about = {"unit": unit, "program": program, "record": json.dumps(record)}
-        body = save_tensors(
-            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()},
-            {**about, "check": _check(about)},
-        )
+
+        def write(stream: BinaryIO) -> None:
+            sha = hashlib.sha256()
+
+            def put(piece: bytes | memoryview) -> None:
+                sha.update(piece)
+                stream.write(piece)
+
+            stream.write(_MAGIC + bytes(_HASH))  # the place of the hash, known when all is written
+            write_tensors(put, tensors, {**about, "check": _check(about)})
+            stream.seek(len(_MAGIC))
+            stream.write(sha.digest())
+
         try:
-            atomic_write(self.directory / _file_name(unit), _MAGIC + hashlib.sha256(body).digest() + body)
+            atomic_write(self.directory / _file_name(unit), write)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
 
@@ -148,19 +162,45 @@ class Checkpoint:
             raise _unwritable(self.directory, error) from error
 
 
-def _about(header: bytes) -> dict[str, str]:
-    """The metadata in a file's header; empty where it is damaged."""
+    def _from_file(self, path: Path, take: Callable[[BufferedIOBase], _T]) -> _T | None:
+        """What `take` finds in a unit's file; None where there is none, or `take` raises ValueError for it."""
+        try:
+            with path.open("rb") as stream:
+                return take(stream)
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise _unreadable(path, error) from error
+
+
+def _whole(stream: BufferedIOBase) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a unit's file. Raises ValueError where it is damaged."""
+    head = stream.read(len(_MAGIC) + _HASH)
+    if head != _MAGIC + hashlib.file_digest(stream, "sha256").digest():
+        raise ValueError("the hash is another one")
+    stream.seek(len(head))
+    return read_tensors(stream)
+
+
+def _head(stream: BufferedIOBase) -> dict[str, str]:
+    """The metadata of a unit's file, without `check`. Raises ValueError where it is damaged."""
     try:
-        return dict(json.loads(header)["__metadata__"])
-    except (KeyError, TypeError, ValueError):
-        return {}
+        (size,) = struct.unpack("<Q", stream.read(len(_MAGIC) + _HASH + 8)[-8:])
+        about = dict(json.loads(stream.read(min(size, _HEADER)))["__metadata__"])
+    except (struct.error, KeyError, TypeError, RecursionError) as error:
+        raise ValueError("the head cannot be read") from error
+    if about.pop("check", None) != _check(about):
+        raise ValueError("the head's hash is another one")
+    return about
 
 
 def _stored(unit: str, about: Mapping[str, str], tensors: dict[str, Tensor]) -> Stored | None:
     """What a file holds, by its metadata; None where it is another unit's."""
     try:
         return Stored(about["program"], tensors, json.loads(about["record"])) if about["unit"] == unit else None
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -177,37 +217,19 @@ def digest_tensors(tensors: Mapping[str, Tensor | None]) -> str:
             sha.update(f"{name} none\n".encode())
             continue
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        for part in _pieces(tensor.detach()):
-            sha.update(memoryview(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        for piece in raw(tensor):
+            sha.update(piece)
     return sha.hexdigest()
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor's entries in order, in pieces small enough to be copied."""
-    if tensor.numel() * tensor.element_size() <= _PIECE or len(tensor) == 1 == tensor.ndim:
-        yield from (tensor,) if tensor.numel() else ()
-    elif len(tensor) == 1:
-        yield from _pieces(tensor[0])
-    else:
-        yield from (piece for half in tensor.tensor_split(2) for piece in _pieces(half))
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed runs on this machine left half-written."""
-    for temporary in path.glob(f".*.{socket.gethostname()}.*"):
-        process = temporary.name.rpartition(".")[2]
-        if process.isdigit() and not _alive(int(process)):
-            temporary.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
+def _path(directory: str | os.PathLike[str]) -> Path:
+    """Refuse what can be no path."""
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        if b"\0" not in os.fsencode(path := Path(directory)):
+            return path
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise InputError(should("checkpoint", "the path of a directory", repr(directory)))
 
 
 def _check_free(path: Path) -> None:
@@ -222,13 +244,15 @@ def _compare(path: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
     try:
         before = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         kind = before["format"]
+        if not all(isinstance(before.get(part, {}), dict) for part in (*_PARTS, "versions")):
+            raise TypeError("parts are objects")
     except (ValueError, KeyError, TypeError) as error:
         got = f"{str(path)!r} with an unreadable {MANIFEST}"
         raise InputError(should("checkpoint", "one of an earlier run", got, "Delete it, or choose another.")) from error
     if kind != _FORMAT:
         cure = "Resume with the version of nettrim that wrote it."
         raise InputError(should("checkpoint", f"in format {_FORMAT}", f"format {kind!r}", cure))
-    for part in ("model", "data", "recipe"):
+    for part in _PARTS:
         found = list(_differences(before.get(part, {}), manifest.get(part, {})))
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -257,8 +281,18 @@ def _show(value: Any) -> str:
 
 
 def _file_name(unit: str) -> str:
-    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", unit).lstrip(".")[:80]
-    return f"{readable}.{hashlib.sha256(unit.encode()).hexdigest()[:8]}.block"
+    return f"{_readable(unit)}.{hashlib.sha256(unit.encode()).hexdigest()[:8]}.block"
+
+
+def _readable(unit: str) -> str:
+    """How the name of a unit's file begins; names that begin alike do so here."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", unit).lstrip(".")[:80]
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    got = f"{str(path)!r} ({error.strerror})"
+    cure = "Remove it, or choose another directory."
+    return InputError(should("checkpoint", "a directory whose files can be read", got, cure))
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
