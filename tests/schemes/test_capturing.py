@@ -17,6 +17,7 @@ from nettrim.executors.base import Held
 from nettrim.models.capture import join_samples
 from nettrim.models.store import SampleStore
 from nettrim.models.torch_network import TorchNetwork
+from nettrim.schemes import capturing
 from nettrim.schemes.capturing import Captures, _ranges
 
 
@@ -203,11 +204,51 @@ def test_shares_that_run_together_exchange_their_samples(tmp_path, scheme, budge
     assert not list(tmp_path.glob("*samples*"))  # taken away when the layer was finished
 
 
+@pytest.mark.parametrize("kind", ["plain", "residual", "convolutions"])
+def test_files_are_joined_a_few_samples_at_a_time(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(capturing, "_ROWS", 7)
+    model, data, positions = networks()[kind]
+    network = TorchNetwork(model, data[:4], positions=positions)
+    store = Checkpoint.open(tmp_path, {"model": {}, "data": {}, "recipe": {}})
+    one, two = (Captures(data.split(4), Shard(index, 2, captures=True), store) for index in (1, 2))
+    for layer in network.layers:
+        one.give(network, layer.name)
+        assert same(two.of(network, layer.name), network.capture(data.split(4), [layer.name])[layer.name])
+
+
 def test_a_share_that_is_alone_says_what_is_missing(tmp_path):
     for _ in range(2):
         with pytest.raises(Unfinished, match="samples of layer '0' are done; others are missing, the first '0 samples"):
             trimmed(tmp_path, Shard(1, 2, captures=True))
     assert len(list(tmp_path.glob("*samples*"))) == 1
+
+
+def test_whoever_finishes_takes_the_samples_away(tmp_path):
+    """A run that never captured, as one without a share; what is called alike stays."""
+    with pytest.raises(Unfinished):
+        trimmed(tmp_path, Shard(1, 2, captures=True))
+    assert len(list(tmp_path.glob("*samples*"))) == 1
+    store = Checkpoint(tmp_path)
+    others = ["0 samples of another kind", "0.0 samples 0123456789abcdef 1 of 2"]
+    for other in others:
+        store.save(other, "p", {}, {})
+    trimmed(tmp_path)
+    assert sorted(unit for unit in store.units("") if "samples" in unit) == others
+
+
+def test_samples_of_another_version_are_captured_again(tmp_path):
+    model, data, _ = networks()["plain"]
+    network = TorchNetwork(model, data[:4])
+    store = Checkpoint.open(tmp_path, {"model": {}, "data": {}, "recipe": {}})
+    one, two = (Captures(data.split(4), Shard(index, 2, captures=True), store) for index in (1, 2))
+    one.give(network, "0")
+    (unit,) = store.units("0 samples")
+    program = store.load(unit).program
+    store.save(unit, program, {"inputs": torch.zeros(1, 3, 3), "old": torch.zeros(2)}, {})
+    with pytest.raises(Unfinished, match="the first '0 samples [0-9a-f]{16} 1 of 2'"):  # another's are missing
+        two.of(network, "0")
+    assert any("another version" in note for note in store.notes)
+    assert same(one.of(network, "0"), network.capture(data.split(4), ["0"])["0"])  # its own are written anew
 
 
 def test_samples_of_another_network_are_not_taken(tmp_path):

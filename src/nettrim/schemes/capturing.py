@@ -6,11 +6,12 @@ keep theirs until they are asked for; the jobs of an array exchange files in the
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nettrim.checkpoint import Checkpoint, digest_tensors
+from nettrim.checkpoint import Checkpoint, Stored, digest_tensors
 from nettrim.executors.base import Executor, Held
 from nettrim.executors.shard import Shard, Unfinished
 from nettrim.models.base import LayerSamples, Network
@@ -18,6 +19,8 @@ from nettrim.models.capture import join_samples
 
 _SHARES = 4  # for each worker: what one holds at a time is smaller, and the driver joins while others still run
 _POLL = 0.5  # seconds between looks for the files of other shares
+_ROWS = 4096  # samples that are joined at a time
+_DIGITS = 16  # of the network's digest, in the name of a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,6 @@ class Captures:
     batches: Sequence[object]
     executor: Executor
     store: Checkpoint | None = None
-    _units: dict[str, list[str]] = field(default_factory=dict)
 
     def of(self, network: Network, name: str) -> LayerSamples:
         """The samples of a layer with the network's present weights.
@@ -63,10 +65,13 @@ class Captures:
             self._give(network, name, self.executor, self.store)
 
     def release(self, name: str) -> None:
-        """Remove the files of a layer of which all blocks are finished."""
-        for unit in self._units.pop(name, ()):
-            assert self.store is not None
-            self.store.remove(unit)
+        """Remove the files of a layer of which all blocks are finished, those of other and of earlier runs too."""
+        if self.store is None:
+            return
+        ours = re.compile(rf"{re.escape(name)} samples [0-9a-f]{{{_DIGITS}}} \d+ of \d+")
+        for unit in self.store.units(f"{name} samples "):
+            if ours.fullmatch(unit):
+                self.store.remove(unit)
 
     def _from_workers(self, network: Network, name: str) -> Iterator[LayerSamples]:
         held = self.executor.hold(network.copy())
@@ -86,10 +91,9 @@ class Captures:
         """(digest of the network, names of all shares' files), with this share's file there."""
         ranges = _ranges(len(self.batches), shard.count)
         program = digest_tensors(network.state())
-        units = [f"{name} samples {program[:16]} {place + 1} of {len(ranges)}" for place in range(len(ranges))]
-        self._units.setdefault(name, []).extend(units)
+        units = [f"{name} samples {program[:_DIGITS]} {place + 1} of {len(ranges)}" for place in range(len(ranges))]
         place = shard.index - 1
-        if place < len(ranges) and store.load(units[place]) is None:
+        if place < len(ranges) and store.read(units[place], _samples, program) is None:
             start, stop = ranges[place]
             samples = network.capture(self.batches[start:stop], [name], start)[name]
             store.save(units[place], program, {key: x for key, x in vars(samples).items() if x is not None}, {})
@@ -99,20 +103,33 @@ class Captures:
         program, units = self._give(network, name, shard, store)
         limit = time.monotonic() + shard.wait
         for unit in units:
-            while (stored := store.load(unit)) is None or stored.program != program:
+            while (samples := store.read(unit, _samples, program)) is None:
                 if time.monotonic() >= limit:
                     raise Unfinished(
                         f"This share's samples of layer {name!r} are done; others are missing, the first {unit!r}. "
                         "Run the shares at the same time with a `wait`, or run this one again when the others are done."
                     )
                 time.sleep(min(_POLL, max(0.0, limit - time.monotonic())))
-            yield LayerSamples(**stored.tensors)
+            yield from _few(samples)
 
 
 def _capture(share: _Share) -> Held:
     """On a worker: the samples, to stay there until they are asked for."""
     network: Network = share.network.value
     return Held(network.capture(share.batches, [share.layer], share.first)[share.layer])
+
+
+def _samples(stored: Stored) -> LayerSamples:
+    """What a share's file holds. TypeError for another version's."""
+    return LayerSamples(**stored.tensors)
+
+
+def _few(samples: LayerSamples) -> Iterator[LayerSamples]:
+    """The same, a few samples at a time: joining makes a copy."""
+    for start in range(0, len(samples.preactivations), _ROWS):
+        rows = slice(start, start + _ROWS)
+        offset = None if samples.offset is None else samples.offset[rows]
+        yield LayerSamples(samples.inputs[:, rows], samples.preactivations[rows], offset)
 
 
 def _ranges(count: int, most: int) -> list[tuple[int, int]]:
