@@ -7,8 +7,6 @@ all items read are written to a temporary file once, and every worker maps that 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 import weakref
@@ -29,6 +27,7 @@ from nettrim.executors.base import ClusterError, Held, OutOfMemory, name_of, sma
 from nettrim.executors.local import OneMachine
 from nettrim.executors.parcel import Remote, pack, run, share
 from nettrim.executors.swap import Place, put_back, replaced
+from nettrim.scratch import scratch_folder
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,8 +82,8 @@ class Processes(OneMachine):
     """Runs items in processes of this machine; the answers are those of one thread.
 
     The processes start with the first item and serve until `close`, the end of a `with` block, or of this process;
-    use one for a whole trim. What they share lies in a folder of their own for temporary files, which goes with them.
-    On Ctrl-C, or when an item fails, they are ended.
+    use one for a whole trim. What they share lies in a folder of their own for temporary files, which goes with them,
+    or with the next executor's start where this process is killed. On Ctrl-C, or when an item fails, they are ended.
     """
 
     def __init__(self, workers: int | None = None, *, folder: str | None = None) -> None:
@@ -98,8 +97,12 @@ class Processes(OneMachine):
         self._loky = _import_loky()
         if folder is not None and not Path(folder).is_dir():
             raise InputError(should("folder", "a directory, or None", repr(folder)))
-        self._folder = tempfile.mkdtemp(prefix="nettrim-", dir=folder)
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        try:
+            self._folder = scratch_folder(self, folder)
+        except OSError as error:
+            got = f"{folder!r} ({error.strerror})"
+            cure = "Name one, or set the environment variable TMPDIR."
+            raise InputError(should("folder", "a directory that can be written", got, cure)) from error
         self._names = count()
         self._shared: dict[int, _Array] = {}  # by the address of the memory they are copies of
         self._pool: Any = None
@@ -188,7 +191,7 @@ class Processes(OneMachine):
         return held
 
     def _write(self, array: np.ndarray) -> _Array:
-        path = Path(self._folder) / str(next(self._names))
+        path = self._folder / str(next(self._names))
         try:
             array.tofile(path)
         except OSError as error:
