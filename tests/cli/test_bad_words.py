@@ -201,6 +201,30 @@ def test_what_falls_over_after_ctrl_c_is_an_interrupt(run, monkeypatch: pytest.M
     assert result.exit_code == 130 and result.stderr.splitlines()[-1].startswith("Interrupted. Finished work is kept")
 
 
+@pytest.mark.parametrize("failure", [None, SystemExit(1), RuntimeError("lost")], ids=repr)
+def test_sigterm_closes_everything_and_has_its_own_code(run, monkeypatch: pytest.MonkeyPatch, failure) -> None:
+    closed = []
+
+    def stop(*args: object, **options: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # schedulers ask more than once
+            closed.append(True)
+            if failure is not None:
+                raise failure
+
+    monkeypatch.setattr("nettrim.cli.trim.run_trim", stop)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        result = run("trim", "small.onnx", *GOOD, "-o", "out", "--checkpoint", "kept")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert closed and result.exit_code == 143
+    assert result.stderr.splitlines()[-1].startswith("Ended by SIGTERM. Finished work is kept")
+
+
 def test_debug_shows_where(run) -> None:
     for words in (("--debug", "eval", "absent.onnx"), ("eval", "absent.onnx", "--debug")):
         result = run(*words, "--data", "data.npz")

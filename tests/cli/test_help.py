@@ -33,6 +33,13 @@ def test_the_help_names_every_verb(run) -> None:
         assert verb in VERBS
 
 
+def test_the_help_names_every_exit_code(run) -> None:
+    rows = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Exit codes")[2]
+    codes = re.findall(r"^\| (\d+) \|", rows, re.M)
+    said = words_of(run("--help").stdout).partition("Exit codes: ")[2]
+    assert codes == ["0", "1", "2", "3", "130", "143"] == re.findall(r"(?:^|, )(\d+) ", said.partition(".")[0])
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_an_example(run, verb: str) -> None:
     result = run(verb, "--help")

@@ -40,7 +40,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(run) -> None:
 
 def test_shares_of_a_trim(run) -> None:
     first = _trim(run, TORCH, "out", "--checkpoint", "kept", "--shard", "1/2")
-    assert first.exit_code == 0 and not Path("out").exists()
+    assert first.exit_code == 3 and not Path("out").exists() and not first.stdout
+    again = _trim(run, TORCH, "out", "--checkpoint", "kept", "--shard", "1/2", "--json")
+    rest = json.loads(again.stdout)
+    assert again.exit_code == 3 and rest == {"finished": False, "reason": again.stderr.strip(), "missing": ["2 0-3"]}
     second = _trim(run, TORCH, "out", "--checkpoint", "kept", "--shard", "2/2")
     assert second.exit_code == 0 and Path("out", "report.json").exists()
     assert _trim(run, TORCH, "whole").exit_code == 0
@@ -61,6 +64,15 @@ def test_shares_that_run_together_share_the_samples_too(run, folder: Path) -> No
     assert run("trim", *TORCH, *words[:-4], "-o", "whole").exit_code == 0
     one, two = (json.loads(Path(name, "report.json").read_text()) for name in ("out", "whole"))
     assert one["nonzeros_after"] == two["nonzeros_after"] and one["network"] == two["network"]
+
+
+@pytest.mark.parametrize("place", ["out", "out/kept", "out/deep/../kept", "link/kept"])
+def test_a_checkpoint_in_the_results_is_refused_before_the_work(run, monkeypatch, place: str) -> None:
+    monkeypatch.setattr("nettrim.cli.trim.run_trim", None)
+    Path("link").symlink_to("out")
+    result = _trim(run, TORCH, "out", "--checkpoint", place)
+    assert result.exit_code == 2 and "`--checkpoint` should be outside the directory of results" in result.stderr
+    assert not Path("out").exists()
 
 
 def test_what_the_words_make_of_an_executor(tmp_path: Path) -> None:

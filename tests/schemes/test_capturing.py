@@ -218,8 +218,10 @@ def test_files_are_joined_a_few_samples_at_a_time(tmp_path, monkeypatch, kind):
 
 def test_a_share_that_is_alone_says_what_is_missing(tmp_path):
     for _ in range(2):
-        with pytest.raises(Unfinished, match="samples of layer '0' are done; others are missing, the first '0 samples"):
-            trimmed(tmp_path, Shard(1, 2, captures=True))
+        with pytest.raises(Unfinished, match="samples of layer '0' are done; others are missing") as caught:
+            trimmed(tmp_path, Shard(1, 3, captures=True))
+        assert [unit[-6:] for unit in caught.value.missing] == ["2 of 3", "3 of 3"]
+        assert f"the first {caught.value.missing[0]!r}" in str(caught.value)
     assert len(list(tmp_path.glob("*samples*"))) == 1
 
 

@@ -154,7 +154,8 @@ class Blocks:
                 missing = [desk.unit(number) for desk in away for number in desk.missing]
                 raise Unfinished(
                     f"This share is done; {len(missing)} blocks of other shares are missing, the first {missing[0]!r}. "
-                    "When they are finished, run the same trim once more without a share to put all together."
+                    "When they are finished, run the same trim once more without a share to put all together.",
+                    missing,
                 )
             if away:
                 time.sleep(min(_POLL, left))

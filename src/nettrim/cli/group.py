@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -17,10 +17,14 @@ from typer.core import TyperGroup
 
 from nettrim.errors import NettrimError
 
-CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+CHECK_FAILED, BAD_INPUT, UNFINISHED, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 # typer brings its own click from 0.20-something on; both name the base of their complaints alike
 _Complaint: type[BaseException] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
 
 
 class Group(TyperGroup):
@@ -53,9 +57,11 @@ class Group(TyperGroup):
                 return BAD_INPUT
             return _complain(error)
         except (KeyboardInterrupt, typer.Abort):
-            kept = any(word.split("=")[0] in ("--checkpoint", "--resume") for word in words)
-            _print("Interrupted." + (" Finished work is kept: the same command goes on from there." if kept else ""))
+            _print(f"Interrupted.{_kept(words)}")
             return INTERRUPTED
+        except _Terminated:
+            _print(f"Ended by SIGTERM.{_kept(words)}")
+            return TERMINATED
         except BrokenPipeError:  # the reader of standard output, `head` for one, has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return CHECK_FAILED
@@ -68,30 +74,46 @@ class Group(TyperGroup):
 
 @contextmanager
 def _one_reason() -> Iterator[None]:
-    """After Ctrl-C an interrupt, whatever else goes wrong while workers, clusters and files are being closed.
+    """After Ctrl-C or SIGTERM that alone, whatever else goes wrong while workers, clusters and files are being closed.
 
     Libraries may end the process in ways of their own then, Ray with exit code 1 where its signal handlers are called.
+    SIGTERM, by which schedulers and containers end a job, would leave temporary files if it ended the process at once.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield  # it is ignored, or somebody else's
-        return
-    pressed = False
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        before(number, frame)
+        came.append(number)
+        before[signal.SIGINT](number, frame)  # type: ignore[operator]
 
-    signal.signal(signal.SIGINT, press)
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_IGN)  # who asks again must not stop what is being closed
+        raise SystemExit(TERMINATED)
+
+    main = threading.current_thread() is threading.main_thread()
+    if main and callable(before[signal.SIGINT]):  # else it is ignored, or somebody else's
+        signal.signal(signal.SIGINT, press)
+    if main and before[signal.SIGTERM] is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
     try:
         yield
     except (Exception, SystemExit) as error:
-        if pressed:
-            raise KeyboardInterrupt from error
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            came.append(signal.SIGTERM)  # Ray has set a handler that leaves so
+        if came:
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else _Terminated from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if main and handler is not None:
+                signal.signal(number, handler)
+
+
+def _kept(words: Sequence[str]) -> str:
+    """What is left of the work."""
+    kept = any(word.split("=")[0] in ("--checkpoint", "--resume") for word in words)
+    return " Finished work is kept: the same command goes on from there." if kept else ""
 
 
 def _say(sentence: str, debug: bool) -> int:

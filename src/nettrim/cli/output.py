@@ -21,6 +21,13 @@ def check_output(directory: Path) -> None:
     check_place(directory)
 
 
+def check_checkpoint(checkpoint: Path | None, directory: Path) -> None:
+    """Refuse a checkpoint in the directory of results, which is replaced as a whole. Raises InputError."""
+    if checkpoint is not None and checkpoint.resolve().is_relative_to(directory.resolve()):
+        got = f"{str(checkpoint)!r}, in --output {str(directory)!r}"
+        raise InputError(should("--checkpoint", "outside the directory of results", got, "Name a folder beside it."))
+
+
 def check_place(directory: Path) -> None:
     """Refuse a directory that is no directory, or could not be written. Raises InputError."""
     above = directory.resolve()

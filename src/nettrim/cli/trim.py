@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from nettrim.cli import recipes, screen
+from nettrim.cli.group import UNFINISHED
 from nettrim.cli.opening import open_model
 from nettrim.cli.options import AsJson, Data, External, Model, Quiet, Trust, Weights
-from nettrim.cli.output import check_output
+from nettrim.cli.output import check_checkpoint, check_output
 from nettrim.cli.running import Where, run_trim, save_run
 from nettrim.data import load_data
 from nettrim.executors import Unfinished
@@ -64,7 +65,8 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="The same with the folder DIR.checkpoint.",
         rich_help_panel=_WHERE)] = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Solve share I of N into the checkpoint, as one job "
-        "of an array; a job that finds all blocks finished writes DIR.", rich_help_panel=_WHERE)] = None,
+        "of an array; a job that finds all blocks finished writes DIR, any other ends with exit "
+        "code 3.", rich_help_panel=_WHERE)] = None,
     wait: Annotated[float | None, typer.Option(metavar="SECONDS", help="For --shard jobs that run at the same time: "
         "give up after so long without news of the others. Jobs that wait divide single large layers, too. "
         "\\[default: 0]", rich_help_panel=_WHERE)] = None,
@@ -137,6 +139,7 @@ def command(
         checkpoint = output.with_name(output.name + ".checkpoint")
     where = Where.of(device, executor, checkpoint, shard, memory, wait, spread_data)
     check_output(output)
+    check_checkpoint(checkpoint, output)
     opened = open_model(model, weights, trust=trust_model, external=allow_external_data)
     calibration = load_data(data).inputs
     held = None if held_file is None else load_data(held_file).inputs
@@ -145,7 +148,9 @@ def command(
             trimmed = run_trim(opened, calibration, held, chosen, listener, where)
     except Unfinished as rest:
         screen.say(str(rest))
-        return
+        if as_json:
+            screen.show_json({"finished": False, "reason": str(rest), "missing": list(rest.missing)})
+        raise typer.Exit(UNFINISHED) from rest
     remarks = save_run(trimmed, output)
     if as_json:
         screen.show_json(trimmed.report.to_dict())

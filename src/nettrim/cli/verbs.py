@@ -42,7 +42,8 @@ def main(
     then [bold]nettrim eval trimmed/model.onnx --data test.npz[/bold]
     and [bold]nettrim verify trimmed --data calibration.npz[/bold].
 
-    Exit codes: 0 done, 1 a check failed, 2 something given cannot be used, 130 interrupted.
+    Exit codes: 0 done, 1 a check failed, 2 something given cannot be used, 3 a share is done and others are missing,
+    130 interrupted, 143 ended by SIGTERM.
     """
 
 

@@ -18,7 +18,11 @@ Result = TypeVar("Result")
 
 
 class Unfinished(NettrimError):
-    """A share is done and kept, but the blocks of other shares are not there yet."""
+    """A share is done and kept, but blocks or samples of other shares, `missing` by their names, are not there yet."""
+
+    def __init__(self, message: str, missing: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class Shard:

@@ -102,12 +102,14 @@ class Captures:
     def _from_files(self, network: Network, name: str, shard: Shard, store: Checkpoint) -> Iterator[LayerSamples]:
         program, units = self._give(network, name, shard, store)
         limit = time.monotonic() + shard.wait
-        for unit in units:
+        for place, unit in enumerate(units):
             while (samples := store.read(unit, _samples, program)) is None:
                 if time.monotonic() >= limit:
                     raise Unfinished(
                         f"This share's samples of layer {name!r} are done; others are missing, the first {unit!r}. "
-                        "Run the shares at the same time with a `wait`, or run this one again when the others are done."
+                        "Run the shares at the same time with a `wait`, or run this one again when the others are "
+                        "done.",
+                        [unit, *(other for other in units[place + 1 :] if store.peek(other) is None)],
                     )
                 time.sleep(min(_POLL, max(0.0, limit - time.monotonic())))
             yield from _few(samples)
