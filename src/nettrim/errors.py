@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -40,6 +41,16 @@ def should(name: str, be: str, got: object, cure: str = "") -> str:
     """The one form of every message: *`name` should be …. Got ….* and, where there is one, the cure."""
     sentence = f"`{name}` should be {be}. Got {got}."
     return f"{sentence} {cure}" if cure else sentence
+
+
+def is_number(value: object, least: float = -math.inf) -> bool:
+    """Whether a value is a number >= `least`, which NaN is not, nor are True and False."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+
+
+def is_whole(value: object, least: float = -math.inf) -> bool:
+    """The same of whole numbers, which 2.0 is not."""
+    return isinstance(value, int) and is_number(value, least)
 
 
 def near(name: str, known: Iterable[str]) -> str:

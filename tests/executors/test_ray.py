@@ -183,8 +183,13 @@ def test_a_cluster_of_its_own_asks_for_a_token():
 
 
 @pytest.mark.parametrize(
-    "options", [{"cpus": -1}, {"gpus": float("nan")}, {"workers": 0}, {"timeout": 0}, {"retries": "x"}]
-)
+    "options",
+    [
+        {"cpus": -1}, {"cpus": True}, {"gpus": float("nan")}, {"gpus": "1"}, {"workers": 0}, {"workers": True},
+        {"workers": 1.5}, {"timeout": 0}, {"timeout": "a"}, {"timeout": True}, {"retries": "x"}, {"retries": 1.5},
+        {"retries": -1}, {"retries": False}, {"address": 5},
+    ],
+)  # fmt: skip
 def test_options_are_checked(options):
     with pytest.raises(InputError, match=f"`{next(iter(options))}` should be"):
         Ray(**options)
@@ -193,7 +198,7 @@ def test_options_are_checked(options):
 def test_the_command_lines_spelling():
     assert Ray.parse("ray")._address is None
     assert Ray.parse("ray://10.0.0.1:6379")._address == "10.0.0.1:6379"
-    for text in ("ray://", "dask", "rays"):
+    for text in ("ray://", "dask", "rays", None, 5):
         with pytest.raises(InputError, match="`executor` should be"):
             Ray.parse(text)
 

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from nettrim.errors import InputError, should
+from nettrim.errors import InputError, is_whole, should
 from nettrim.executors.base import Held, attempt_named
 from nettrim.threads import torch_threads
 
@@ -35,7 +35,7 @@ class OneMachine:
         """
         if workers is None:
             workers = processors()
-        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        if not is_whole(workers, 1):
             raise InputError(should("workers", "a whole number >= 1", repr(workers)))
         self._workers = workers
 

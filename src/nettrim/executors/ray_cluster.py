@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from nettrim.errors import InputError, MissingExtraError, should
+from nettrim.errors import InputError, MissingExtraError, is_number, is_whole, should
 from nettrim.executors.base import ClusterError, Held, OutOfMemory, attempt_named, name_of, smaller
 from nettrim.executors.parcel import Remote, pack, run, share
 from nettrim.executors.swap import Place, put_back, replaced
@@ -71,17 +71,21 @@ class Ray:
         captures: the workers also run the network, each on a share of the batches; the model travels to them.
         Raises MissingExtraError without Ray, InputError for the other arguments.
         """
-        for name, value, low in (("cpus", cpus, 0), ("gpus", gpus, 0), ("retries", retries, 0)):
-            if not (isinstance(value, int | float) and value >= low and math.isfinite(value)):
+        if address is not None and not isinstance(address, str):
+            raise InputError(should("address", "None, or that of a cluster", repr(address)))
+        for name, value in (("cpus", cpus), ("gpus", gpus)):
+            if not (is_number(value, 0) and math.isfinite(value)):
                 raise InputError(should(name, "a number >= 0", repr(value)))
-        if workers is not None and (not isinstance(workers, int) or workers < 1):
+        if not is_whole(retries, 0):
+            raise InputError(should("retries", "a whole number >= 0", repr(retries)))
+        if workers is not None and not is_whole(workers, 1):
             raise InputError(should("workers", "a whole number >= 1, or None", repr(workers)))
-        if not timeout > 0:
+        if not (is_number(timeout) and timeout > 0):
             raise InputError(should("timeout", "a number of seconds > 0", repr(timeout)))
         self._ray = _import_ray(local=address is None)
         self._address, self._asked = address, workers
         self._cpus, self._gpus = float(cpus), float(gpus)
-        self._timeout, self._retries = float(timeout), int(retries)
+        self._timeout, self._retries = float(timeout), retries
         self._shared: dict[int, Any] = {}  # object references by the address of the memory they are copies of
         self._task: Any = None
         self._own = False
@@ -90,7 +94,7 @@ class Ray:
     @classmethod
     def parse(cls, text: str, *, captures: bool = False) -> Self:
         """From "ray", or "ray://" and a cluster's address. Raises InputError for anything else."""
-        scheme, _, address = text.partition("://")
+        scheme, _, address = text.partition("://") if isinstance(text, str) else ("", "", "")
         if scheme != "ray" or ("://" in text and not address):
             raise InputError(should("executor", "ray, or ray://ADDRESS", repr(text)))
         return cls(address or None, captures=captures)

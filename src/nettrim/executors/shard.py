@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from nettrim.errors import InputError, NettrimError, should
+from nettrim.errors import InputError, NettrimError, is_number, is_whole, should
 from nettrim.executors.base import Executor, Held
 from nettrim.executors.local import LocalExecutor
 
@@ -53,9 +53,9 @@ class Shard:
         the other shares, which have to run at the same time, with a `wait`, or again.
         Raises InputError.
         """
-        if count < 1 or not 1 <= index <= count:
-            raise InputError(should("shard", "i/n with 1 <= i <= n", f"{index}/{count}"))
-        if not wait >= 0:
+        if not (is_whole(index, 1) and is_whole(count, 1) and index <= count):
+            raise InputError(should("shard", "i/n with whole numbers 1 <= i <= n", f"{index!r}/{count!r}"))
+        if not is_number(wait, 0):
             raise InputError(should("wait", "a number of seconds >= 0", repr(wait)))
         self.index, self.count, self.wait = index, count, float(wait)
         self._executor = executor or LocalExecutor()
@@ -65,7 +65,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str, *, wait: float = 0.0, executor: Executor | None = None, captures: bool = False) -> Self:
         """From "i/n". Raises InputError for anything else."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        match = re.fullmatch(r"\s*([0-9]+)/([0-9]+)\s*", text) if isinstance(text, str) else None
         if match is None:
             raise InputError(should("shard", "i/n such as 1/4", repr(text)))
         return cls(int(match[1]), int(match[2]), wait=wait, executor=executor, captures=captures)
