@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -207,6 +208,15 @@ def test_shares_that_run_together_exchange_their_samples(tmp_path, scheme, budge
 @pytest.mark.parametrize("kind", ["plain", "residual", "convolutions"])
 def test_files_are_joined_a_few_samples_at_a_time(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(capturing, "_ROWS", 7)
+    inner, read = capturing._samples, []
+
+    def one_at_a_time(stored):
+        assert all(tensor() is None for tensor in read)
+        samples = inner(stored)
+        read[:] = [weakref.ref(samples.inputs), weakref.ref(samples.preactivations)]
+        return samples
+
+    monkeypatch.setattr(capturing, "_samples", one_at_a_time)
     model, data, positions = networks()[kind]
     network = TorchNetwork(model, data[:4], positions=positions)
     store = Checkpoint.open(tmp_path, {"model": {}, "data": {}, "recipe": {}})

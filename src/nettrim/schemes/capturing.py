@@ -113,6 +113,7 @@ class Captures:
                     )
                 time.sleep(min(_POLL, max(0.0, limit - time.monotonic())))
             yield from _few(samples)
+            del samples  # before the next ones are read
 
 
 def _capture(share: _Share) -> Held:
@@ -127,11 +128,11 @@ def _samples(stored: Stored) -> LayerSamples:
 
 
 def _few(samples: LayerSamples) -> Iterator[LayerSamples]:
-    """The same, a few samples at a time: joining makes a copy."""
+    """The same, a few samples at a time, copied: who joins them makes copies, and may keep the last ones."""
     for start in range(0, len(samples.preactivations), _ROWS):
         rows = slice(start, start + _ROWS)
-        offset = None if samples.offset is None else samples.offset[rows]
-        yield LayerSamples(samples.inputs[:, rows], samples.preactivations[rows], offset)
+        offset = None if samples.offset is None else samples.offset[rows].clone()
+        yield LayerSamples(samples.inputs[:, rows].clone(), samples.preactivations[rows].clone(), offset)
 
 
 def _ranges(count: int, most: int) -> list[tuple[int, int]]:
