@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PIECE = 1 << 24  # bytes that are written at a time
+_PIECE = 1 << 22  # bytes that are written at a time
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -173,7 +173,9 @@ def test_nothing_stays_behind(tmp_path):
     del kept
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": True}, {"workers": "2"}, {"folder": "not/there"}])
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"workers": True}, {"workers": "2"}, {"folder": "not/there"}, {"folder": 5}], ids=str
+)
 def test_options_are_checked(options):
     with pytest.raises(InputError, match=f"`{next(iter(options))}` should be"):
         Processes(**options)

@@ -3,7 +3,7 @@
 import pytest
 
 from nettrim.errors import InputError
-from nettrim.executors import Shard
+from nettrim.executors import LocalExecutor, Shard
 
 
 def test_a_share_is_read_from_its_words():
@@ -31,3 +31,9 @@ def test_shares_are_whole_numbers(index, count):
 def test_a_wait_is_a_number_of_seconds(wait):
     with pytest.raises(InputError, match="`wait` should be a number of seconds >= 0. Got"):
         Shard(1, 2, wait=wait)
+
+
+@pytest.mark.parametrize("executor", ["ray", 4, LocalExecutor], ids=repr)
+def test_its_own_executor_is_one(executor):
+    with pytest.raises(InputError, match="`executor` should be one of `nettrim.executors`, or None. Got"):
+        Shard(1, 2, executor=executor)

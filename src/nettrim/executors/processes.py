@@ -86,7 +86,7 @@ class Processes(OneMachine):
     or with the next executor's start where this process is killed. On Ctrl-C, or when an item fails, they are ended.
     """
 
-    def __init__(self, workers: int | None = None, *, folder: str | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, folder: str | os.PathLike[str] | None = None) -> None:
         """Nothing starts yet.
 
         workers: processes; None takes the processors this process may use.
@@ -95,7 +95,7 @@ class Processes(OneMachine):
         """
         super().__init__(workers)
         self._loky = _import_loky()
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not (isinstance(folder, str | os.PathLike) and Path(folder).is_dir()):
             raise InputError(should("folder", "a directory, or None", repr(folder)))
         try:
             self._folder = scratch_folder(self, folder)

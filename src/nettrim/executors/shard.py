@@ -57,6 +57,8 @@ class Shard:
             raise InputError(should("shard", "i/n with whole numbers 1 <= i <= n", f"{index!r}/{count!r}"))
         if not is_number(wait, 0):
             raise InputError(should("wait", "a number of seconds >= 0", repr(wait)))
+        if executor is not None and (isinstance(executor, type) or not hasattr(executor, "map")):
+            raise InputError(should("executor", "one of `nettrim.executors`, or None", repr(executor)))
         self.index, self.count, self.wait = index, count, float(wait)
         self._executor = executor or LocalExecutor()
         self.free = executor is None  # to run elsewhere

@@ -19,7 +19,7 @@ from nettrim.models.capture import join_samples
 
 _SHARES = 4  # for each worker: what one holds at a time is smaller, and the driver joins while others still run
 _POLL = 0.5  # seconds between looks for the files of other shares
-_ROWS = 4096  # samples that are joined at a time
+_ROWS = 1024  # samples that are joined at a time
 _DIGITS = 16  # of the network's digest, in the name of a file
 
 
