@@ -270,3 +270,19 @@ def test_random_masks_on_random_chains(seed: int) -> None:
     inputs = normal(5, int(sizes[0]))
     wanted = run(model, inputs)
     assert np.abs(run(found.model, inputs) - wanted).max() <= 1e-5 * (1 + np.abs(wanted).max())
+
+
+def test_weights_in_constant_nodes_count() -> None:
+    w1, b1, w2, b2, w3, _ = sparse_matrices()
+    tensors = {"w1": w1, "b1": b1, "w2": w2, "b2": b2, "w3": w3}
+    layers = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h1"], transB=1),
+        helper.make_node("Relu", ["h1"], ["a1"]),
+        helper.make_node("Gemm", ["a1", "w2", "b2"], ["h2"], transB=1),
+        helper.make_node("Relu", ["h2"], ["a2"]),
+        helper.make_node("Gemm", ["a2", "w3"], ["y"], transB=1),
+    ]
+    stored = check(graph(layers, tensors, ["n", 20]), (20,))
+    made = [helper.make_node("Constant", [], [k], value=numpy_helper.from_array(v)) for k, v in tensors.items()]
+    found = check(graph([*made, *layers], {}, ["n", 20]), (20,))
+    assert found.summary == stored.summary and found.summary.parameters_before == sum(a.size for a in tensors.values())

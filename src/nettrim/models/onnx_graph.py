@@ -77,6 +77,11 @@ class Graph:
         return uses[0]
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        """The values that Constant nodes make."""
+        return tuple(node.output[0] for node in self.nodes if node.op_type == "Constant" and is_standard(node))
+
+    @property
     def ranks(self) -> dict[str, int]:
         """Number of dimensions of every value for which it is declared or inferable."""
         if self._ranks is None:
@@ -98,7 +103,7 @@ class Graph:
             if not is_standard(node) or node.op_type not in _STEPS:
                 return None
             name = node.input[0]
-        array = self._stored_array(name)
+        array = self.stored_array(name)
         for index in reversed(path):
             if array is None:
                 return None
@@ -140,7 +145,8 @@ class Graph:
             waiting.extend(name for name in (*self.nodes[index].input, *names_inside(self.nodes[index])) if name)
         return sorted(found)
 
-    def _stored_array(self, name: str) -> np.ndarray | None:
+    def stored_array(self, name: str) -> np.ndarray | None:
+        """What an initializer, or the Constant node that makes a value, holds; None where it cannot be read."""
         if name in self.initializers:
             return to_array(self.initializers[name])
         fields = attributes(self.nodes[self.producer[name]])
@@ -205,6 +211,17 @@ def to_array(tensor: Any) -> np.ndarray | None:
         return onnx.numpy_helper.to_array(tensor)
     except Exception:
         return None
+
+
+def stored_floats(model: Any) -> dict[str, np.ndarray]:
+    """The floating numbers that a model keeps, in initializers and in Constant nodes, by name."""
+    graph = Graph(model, ranks={})
+    arrays = {name: graph.stored_array(name) for name in (*graph.initializers, *graph.constants)}
+    return {name: array for name, array in arrays.items() if array is not None and _is_floating(array)}
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def main_output(model: Any) -> str:

@@ -13,7 +13,7 @@ from nettrim.errors import InputError
 from nettrim.models.batches import Batch
 from nettrim.models.onnx_edit import Editor
 from nettrim.models.onnx_file import check, first_line, read_model
-from nettrim.models.onnx_graph import Graph, to_array
+from nettrim.models.onnx_graph import Graph, stored_floats
 from nettrim.models.onnx_import import onnx
 from nettrim.models.onnx_run import Chunk, Part, as_batch, chunks
 from nettrim.models.onnx_shrink_read import OnnxLayer, OnnxReading, read_graph
@@ -54,7 +54,7 @@ def shrink_onnx(
     given = None if example is None else _chunk(graph, example)
     try:
         feeds = given or random_feeds(graph, np.random.default_rng(0), None)
-        values = Part(model, [name for node in graph.nodes for name in node.output if name], threads=1).run(feeds)
+        values = _all_values(model, graph, feeds)
     except Exception as error:
         if given is not None:
             raise
@@ -68,6 +68,13 @@ def shrink_onnx(
         except InputError as error:
             note = f"a smaller network was not sound: {first_line(error)}"
     return _unchanged(model, size, note)
+
+
+def _all_values(model: Any, graph: Graph, feeds: Chunk) -> dict[str, np.ndarray]:
+    """What every node makes on a batch; what Constant nodes hold is read, in types that ONNX Runtime cannot return."""
+    stored = {name: graph.stored_array(name) for name in graph.constants}
+    made = [name for node in graph.nodes for name in node.output if name and stored.get(name) is None]
+    return {**{n: array for n, array in stored.items() if array is not None}, **Part(model, made, threads=1).run(feeds)}
 
 
 def _attempt(model: Any, values: dict[str, np.ndarray], *, free_sizes: bool, picking: bool) -> ShrunkOnnx:
@@ -260,5 +267,4 @@ def random_feeds(graph: Graph, random: np.random.Generator, like: Chunk | None, 
 
 def _size(model: Any) -> int:
     """Floating numbers stored in a model."""
-    arrays = [to_array(tensor) for tensor in model.graph.initializer]
-    return sum(array.size for array in arrays if array is not None and array.dtype.kind == "f")
+    return sum(array.size for array in stored_floats(model).values())
