@@ -214,4 +214,10 @@ def test_gains_tell_losses_too() -> None:
         ("latency", "2.00 × slower"),
         ("extra", "–"),
     ]
+    fast = {"latency": {"dense": 1.05, "shrunk": 1.0}, "verdicts": {"latency": {"shrunk": "no gain"}}}
+    table = gain_table(fast)
+    assert table is not None and [(row[0], row[2]) for row in table.rows] == [("latency", "no gain")]
+    for odd in (3, {"latency": 3}, {"latency": {"shrunk": None}}, {"bytes": {"shrunk": "no gain"}}):
+        table = gain_table({**fast, "verdicts": odd})
+        assert table is not None and table.rows[0][2] == "1.05 × faster", "reports of earlier versions"
     assert gain_table(None) is None and gain_table({"note": "nothing measured"}) is None

@@ -96,7 +96,7 @@ def _row(
         f"{stage} at batch {entry.batch}: {entry.gain(stage).verdict}"
         for entry in measured
         for stage in stages
-        if stage != "dense" and entry.gain(stage).low > 1
+        if stage != "dense" and entry.gain(stage).faster
     ]
     return {
         "name": name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nettrim.models.batches import Batch
 from nettrim.threads import torch_threads
 
 BATCHES = (1, 16, 256)
+_AGAIN = "dense again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,7 @@ class Latency:
     batch: int
     threads: int
     times: dict[str, dict[str, Timing]]  # stage -> engine -> seconds of a batch
+    again: Mapping[str, Timing] = field(default_factory=dict)  # copies of the dense engines, timed in the same rounds
 
     def best(self, stage: str) -> str:
         """The engine with the smallest median at a stage."""
@@ -37,7 +40,8 @@ class Latency:
 
     def gain(self, stage: str) -> Ratio:
         """How many times faster a stage is than the best dense engine on the dense network."""
-        return ratio(self.times["dense"][self.best("dense")], self.times[stage][self.best(stage)])
+        best = self.best("dense")
+        return ratio(self.times["dense"][best], self.times[stage][self.best(stage)], self.again.get(best))
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON's types."""
@@ -51,7 +55,11 @@ class Latency:
         for stage in stages:
             if stage != "dense":
                 found = self.gain(stage)
-                stages[stage]["faster"] = {"median": found.median, "spread": [found.low, found.high]}
+                stages[stage]["faster"] = {
+                    "median": found.median,
+                    "interval": [found.low, found.high if math.isfinite(found.high) else None],
+                    "least": found.least if math.isfinite(found.least) else None,
+                }
                 stages[stage]["verdict"] = found.verdict
         return {"batch": self.batch, "threads": self.threads, "stages": stages}
 
@@ -68,11 +76,13 @@ def latency(
 
     A dense stage runs on its dense engines only; the others also on the sparse kernels, and on dense engines where
     their shapes differ from the dense ones. Repeats are interleaved, after a warm-up, with a fixed number of threads.
+    Where there is something to compare, copies of the dense engines run along: they show what is no difference.
     Raises InputError without a dense stage.
     """
     if "dense" not in stages:
         raise InputError(should("stages", 'one with "dense" to compare with', sorted(stages)))
     found = []
+    copies = stages["dense"].again() if len(stages) > 1 else {}
     with torch_threads(thread_count) as count:
         for size in batches:
             batch = example.pick(torch.arange(size) % example.size)
@@ -80,14 +90,16 @@ def latency(
             for stage, subject in stages.items():
                 engines = _engines(stage, subject, stages["dense"])
                 runs.update({f"{stage}\n{name}": prepare(batch) for name, prepare in engines.items()})
-            times: dict[str, dict[str, Timing]] = {stage: {} for stage in stages}
+            runs.update({f"{_AGAIN}\n{name}": prepare(batch) for name, prepare in copies.items()})
+            times: dict[str, dict[str, Timing]] = {stage: {} for stage in (*stages, _AGAIN)}
             for key, timing in interleaved(runs, seconds=seconds).items():
                 stage, _, engine = key.partition("\n")
                 times[stage][engine] = timing
             for stage in stages:  # a dense engine asks nothing about values: on the same shapes its time is the same
                 if stage != "dense" and _same_shapes(stages[stage], stages["dense"]):
                     times[stage] = {**times["dense"], **times[stage]}
-            found.append(Latency(size, count, times))
+            again = times.pop(_AGAIN)
+            found.append(Latency(size, count, times, again))
     return found
 
 

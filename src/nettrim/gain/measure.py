@@ -34,10 +34,11 @@ def measure_gain(
     """Accuracy, weights, bytes and latency of the dense, the trimmed and the shrunk network, for `Report(gain=...)`.
 
     example: one batch as the models take it. accuracy: a function of a model, or the numbers by stage. weights: those
-    that are not zero. bytes: of a dense safetensors file, and of `save_sparse`'s file for the other two. latency:
-    seconds of a batch on the best engine of each stage, the dense network on dense engines; measured for about
-    `seconds`, and `note` says how and whether it is a gain at all. export: also measure ONNX Runtime on networks that
-    are not plain chains (some seconds more). shrunk: the trimmed model's shrunk form; None: `faster_shrunk`'s.
+    that are not zero. bytes: of a safetensors file, which is what `save` writes; bytes_sparse: of `save_sparse`'s.
+    latency: seconds of a batch on the best engine of each stage, the dense network on dense engines; measured for about
+    `seconds`. verdicts: whether that is a gain at all; `note` says how it was found. export: also measure ONNX Runtime
+    on networks that are not plain chains (some seconds more). shrunk: the trimmed model's shrunk form; None:
+    `faster_shrunk`'s.
     """
     sample = normalise_batches([example], model=dense_model)[0]
     count = torch.get_num_threads() if thread_count is None else thread_count
@@ -46,11 +47,12 @@ def measure_gain(
     models = {"dense": dense_model, "trimmed": trimmed_model, "shrunk": shrunk}
     stages = {stage: torch_subject(model, sample, threads=count, export=export) for stage, model in models.items()}
     found = latency(stages, sample, batches=(batch,), thread_count=count, seconds=seconds)[0]
-    files = {stage: len(sparse_bytes(subject.tensors)) for stage, subject in stages.items()}
     gain: dict[str, Any] = {
         "weights": {stage: nonzeros(subject.tensors) for stage, subject in stages.items()},
-        "bytes": {**files, "dense": len(save(dict(stages["dense"].tensors)))},
+        "bytes": {stage: len(save(dict(subject.tensors))) for stage, subject in stages.items()},
+        "bytes_sparse": {stage: len(sparse_bytes(subject.tensors)) for stage, subject in stages.items()},
         "latency": {stage: found.seconds(stage) for stage in stages},
+        "verdicts": {"latency": {stage: found.gain(stage).change for stage in stages if stage != "dense"}},
     }
     if callable(accuracy):
         gain["accuracy"] = {stage: float(accuracy(model)) for stage, model in models.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from nettrim.gain.onnx_export import feeds_of, fixed_batch, onnx_runner
 from nettrim.gain.subject import Engine, Run, Subject, sparse_engines
 from nettrim.models.batches import Batch
 from nettrim.models.onnx_file import read_model
-from nettrim.models.onnx_graph import Graph, to_array
+from nettrim.models.onnx_graph import Graph, stored_floats
 from nettrim.models.onnx_network import OnnxNetwork
 from nettrim.models.onnx_shrink import random_feeds, shrink_onnx
 from nettrim.models.shrink import Summary
@@ -33,32 +35,34 @@ def onnx_subject(
     runner = onnx_runner(model, threads)
     chain = _chain(model, batch, runner)
 
-    def prepare(batch: Batch) -> Run:
-        feeds = feeds_of(model, batch)
-        return lambda: runner(feeds)
+    def engines(runner: Callable[..., Any], chain: Chain | None) -> dict[str, Engine]:
+        def prepare(batch: Batch) -> Run:
+            feeds = feeds_of(model, batch)
+            return lambda: runner(feeds)
 
-    dense: dict[str, Engine] = {"ONNX Runtime": prepare}
-    if chain is not None:
+        if chain is None:
+            return {"ONNX Runtime": prepare}
         whole = SparseChain(chain, sparse_from=2.0)  # every product dense
 
         def torch_run(batch: Batch) -> Run:
             inputs = _only(batch)
             return lambda: whole(inputs)
 
-        dense["PyTorch"] = torch_run
+        return {"ONNX Runtime": prepare, "PyTorch": torch_run}
+
+    def again() -> dict[str, Engine]:
+        copied = None if chain is None else tuple(replace(step, weight=step.weight.clone()) for step in chain)
+        return engines(onnx_runner(model, threads), copied)
 
     def smaller(pick_inputs: bool) -> tuple[Subject, Summary]:
         found = shrink_onnx(model, feeds_of(model, batch), pick_inputs=pick_inputs)
         return onnx_subject(found.model, batch, threads=threads)[0], found.summary
 
-    arrays = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
-    tensors = {
-        name: torch.from_numpy(np.array(array))
-        for name, array in arrays.items()
-        if array is not None and array.dtype in (np.float16, np.float32, np.float64)
-    }
+    tensors = {name: _tensor(array) for name, array in stored_floats(model).items()}
     matrices = tuple((len(step.weight), step.weight.shape[1]) for step in chain or ())
-    return Subject(tensors, dense, sparse_engines(chain), smaller, (), matrices), batch, fixed_batch(model)
+    dense = engines(runner, chain)
+    subject = Subject(tensors, dense, sparse_engines(chain), smaller, (), matrices, again)
+    return subject, batch, fixed_batch(model)
 
 
 def _chain(model: Any, batch: Batch, runner: Any) -> Chain | None:
@@ -96,6 +100,12 @@ def _random_batch(model: Any) -> Batch:
     feeds = random_feeds(Graph(model), np.random.default_rng(0), None)
     tensors = {name: torch.from_numpy(array) for name, array in feeds.feeds.items()}
     return Batch((), tensors, None, feeds.size)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.name == "bfloat16":  # which NumPy has no name of its own for
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
 
 
 def _only(batch: Batch) -> Tensor:

@@ -32,6 +32,7 @@ class Subject:
     smaller: Callable[[bool], tuple[Subject, Summary]]  # of whether it picks the inputs that are read
     notes: tuple[str, ...] = ()
     matrices: tuple[tuple[int, int], ...] = field(default=())  # shapes of the plain chain's weights, if it is one
+    again: Callable[[], Mapping[str, Engine]] = dict  # the dense engines anew: sessions and weights of their own
 
 
 def torch_subject(module: nn.Module, example: Batch, *, threads: int, export: bool) -> Subject:
@@ -39,21 +40,23 @@ def torch_subject(module: nn.Module, example: Batch, *, threads: int, export: bo
     module = deep_copy(module).cpu().eval()
     example = example.to("cpu", next((p.dtype for p in module.parameters() if p.is_floating_point()), None))
     chain = chain_of(module, example)
-    dense: dict[str, Engine] = {"PyTorch": lambda batch: _torch_run(module, batch)}
-    if any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        last = deep_copy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        dense["PyTorch channels last"] = lambda batch: _torch_run(last, _channels_last(batch))
     notes: list[str] = []
     engine = _onnx_engine(module, example, chain, threads, export, notes)
-    if engine is not None:
-        dense["ONNX Runtime"] = engine
+
+    def engines(module: nn.Module) -> dict[str, Engine]:
+        found: dict[str, Engine] = {"PyTorch": lambda batch: _torch_run(module, batch)}
+        if any(isinstance(part, nn.Conv2d) for part in module.modules()):
+            last = deep_copy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            found["PyTorch channels last"] = lambda batch: _torch_run(last, _channels_last(batch))
+        return found if engine is None else {**found, "ONNX Runtime": engine()}
 
     def smaller(pick_inputs: bool) -> tuple[Subject, Summary]:
         found = shrink(module, example, pick_inputs=pick_inputs)
         return torch_subject(found.module, example, threads=threads, export=export), found.summary
 
     matrices = tuple((len(step.weight), step.weight.shape[1]) for step in chain or ())
-    return Subject(state_of(module), dense, sparse_engines(chain), smaller, tuple(notes), matrices)
+    dense, sparse = engines(module), sparse_engines(chain)
+    return Subject(state_of(module), dense, sparse, smaller, tuple(notes), matrices, lambda: engines(deep_copy(module)))
 
 
 def sparse_engines(chain: Chain | None) -> dict[str, Engine]:
@@ -80,7 +83,8 @@ def onnx_parts() -> ModuleType | None:
 
 def _onnx_engine(
     module: nn.Module, example: Batch, chain: Chain | None, threads: int, export: bool, notes: list[str]
-) -> Engine | None:
+) -> Callable[[], Engine] | None:
+    """What opens a session for an engine; None, with a note, where there is none."""
     parts = onnx_parts()
     if parts is None:
         notes.append("ONNX Runtime is not installed, so dense PyTorch is the best dense engine here")
@@ -90,16 +94,21 @@ def _onnx_engine(
         return None
     try:
         model = parts.chain_model(chain) if chain is not None else parts.export_onnx(module, example)
-        runner = parts.onnx_runner(model, threads)
+        ready = [parts.onnx_runner(model, threads)]
     except (ModelError, MissingExtraError) as error:
         notes.append(f"ONNX Runtime was not measured: {error}")
         return None
 
-    def prepare(batch: Batch) -> Run:
-        feeds = parts.feeds_of(model, batch)
-        return lambda: runner(feeds)
+    def opened() -> Engine:
+        runner = ready.pop() if ready else parts.onnx_runner(model, threads)
 
-    return prepare
+        def prepare(batch: Batch) -> Run:
+            feeds = parts.feeds_of(model, batch)
+            return lambda: runner(feeds)
+
+        return prepare
+
+    return opened
 
 
 def _torch_run(module: nn.Module, batch: Batch) -> Run:

@@ -13,9 +13,11 @@ _KNOWN = {
     "accuracy": ("accuracy", fmt.percent),
     "weights": ("weights", fmt.count),
     "bytes": ("bytes on disk", fmt.size),
+    "bytes_sparse": ("bytes by save_sparse", fmt.size),
     "latency": ("latency", fmt.duration),
 }
-_WORDS = {"weights": ("fewer", "more"), "bytes": ("smaller", "larger"), "latency": ("faster", "slower")}
+_WORDS = {"weights": ("fewer", "more"), "latency": ("faster", "slower")}
+_VERDICTS = "verdicts"  # of a quantity by stage, where a factor alone would claim too much
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class GainTable:
 
 def gain_table(gain: Mapping[str, Any] | None) -> GainTable | None:
     """The table for a report's `gain`; None when there is nothing to show."""
-    quantities = {name: values for name, values in (gain or {}).items() if isinstance(values, Mapping)}
+    gain = gain or {}
+    quantities = {name: row for name, row in gain.items() if isinstance(row, Mapping) and name != _VERDICTS}
+    verdicts = gain.get(_VERDICTS)
     stages = tuple(stage for stage in STAGES if any(fmt.known(row.get(stage)) for row in quantities.values()))
     if not stages:
         return None
@@ -37,17 +41,22 @@ def gain_table(gain: Mapping[str, Any] | None) -> GainTable | None:
     rows = []
     for name in order:
         title, write = _KNOWN.get(name, (fmt.clean(name), fmt.number))
-        values = [quantities[name].get(stage) for stage in stages]
-        rows.append((title, tuple(write(value) for value in values), _change(name, values)))
-    return GainTable(stages, tuple(rows), str((gain or {}).get("note") or ""))
+        values = {stage: quantities[name].get(stage) for stage in stages}
+        said = verdicts.get(name) if isinstance(verdicts, Mapping) else None
+        change = _change(name, values, said if isinstance(said, Mapping) else {})
+        rows.append((title, tuple(write(value) for value in values.values()), change))
+    return GainTable(stages, tuple(rows), str(gain.get("note") or ""))
 
 
-def _change(name: str, values: list[Any]) -> str:
-    """In words, from the first stage to the last one known; accuracy in points, the rest as a factor."""
-    present = [value for value in values if fmt.known(value)]
+def _change(name: str, values: Mapping[str, Any], verdicts: Mapping[str, Any]) -> str:
+    """In words, from the first stage to the last one known: the verdict on it where there is one, accuracy in points,
+    the rest as a factor."""
+    present = [stage for stage, value in values.items() if fmt.known(value)]
     if len(present) < 2:
         return fmt.MISSING
-    first, last = present[0], present[-1]
+    if isinstance(verdicts.get(present[-1]), str):
+        return fmt.clean(verdicts[present[-1]])
+    first, last = values[present[0]], values[present[-1]]
     if name == "accuracy":
         points = 100 * (last - first)
         return "unchanged" if abs(points) < 0.005 else f"{points:+.2f} points".replace("-", "\u2212")
