@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -442,10 +444,80 @@ def test_a_wrong_shrink_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference(refused.module, model, torch.randn(3, 6).double()) == 0
 
 
+class Limited(nn.Module):
+    """What comes out of `read` is a number or a tensor that depends on the data."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.out, self.read = nn.Linear(6, 8), nn.Linear(8, 3), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.read(self.one(x), x))
+
+
+READ = {
+    "a limit that is computed": lambda h, x: torch.clamp(h, max=100 * x.std()),
+    "a slope that is computed": lambda h, x: F.prelu(h, x.mean().reshape(1)),
+    "item": lambda h, x: F.relu(h + (x.abs().max().item() - 100)),
+    "float": lambda h, x: F.relu(h + float(x.abs().max()) - 100),
+    "tolist": lambda h, x: h * x.abs().max().reshape(1).tolist()[0],
+    "numpy": lambda h, x: h * torch.from_numpy(np.asarray(x.abs().max().numpy())),
+    "a branch": lambda h, x: -h if x.abs().max() > 100 else h,
+    "a whole number": lambda h, x: h.pow(int(x.abs().max() > 100) + 1),
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
+def test_what_depends_on_the_data_is_no_constant(read: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """A unit without weights is constant before such an operation and not behind it, whatever the examples show."""
+    model: Any = Limited(read).eval()
+    kill(model.one, 0, 5.0)
+    with torch.no_grad():
+        small = shrink(model, torch.randn(64, 6)).module
+        for scale in (1e-3, 1e-2, 1.0, 30.0, 1e3, 1e5):
+            inputs = torch.randn(64, 6) * scale
+            wanted = model(inputs)
+            assert (small(inputs) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_numbers_that_do_not_depend_on_the_data_stand_in_nobodys_way() -> None:
+    model: Any = Limited(lambda h, x: F.relu(h * model.out.bias.abs().max().item()))
+    kill(model.one, 0, 5.0)
+    found = check(model, (6,))
+    assert not found.summary.note
+    model = Limited(lambda h, x: F.relu(h) if x.max() < 100 else h)
+    kill(model.one, 0, 5.0)
+    assert "`__bool__`" in shrink(model, torch.randn(4, 6)).summary.note
+
+
+def test_padding_with_another_number_than_zero() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+            self.three, self.out = nn.Linear(4 * 36, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.pad(F.relu(self.one(x)), (2, 2, 2, 2), value=1.0)
+            return self.out(F.relu(self.three(self.two(y).flatten(1))))
+
+    model: Any = Padded()
+    kill(model.one, 0, -1.0)  # zero inside, one at the border
+    ignore(model.two, 3)
+    ignore(model.out, list(range(8)))
+    shapes = {layer.name: layer.after for layer in check(model, (3, 6, 6)).summary.layers}
+    assert shapes == {"one": (7, 3, 3, 3), "two": (4, 7, 3, 3), "three": (8, 144), "out": (3, 8)}
+
+
 def test_errors() -> None:
     model = mlp(6, 5, 2)
     with pytest.raises(DataError, match="should be"):
         shrink(model, torch.randn(3, 7))
+    for vector in (torch.randn(6), torch.randn(12)):
+        with pytest.raises(DataError, match="should be"):
+            shrink(model, vector)
+    with pytest.raises(DataError, match="should be"):
+        shrink(mlp(2, 5, 2), torch.randn(6))  # two entries would pass for two samples
     kill(model[0], 0, -1.0)
     found = shrink(model, torch.randn(3, 6))
     with pytest.raises(ModelError, match="should be"):
@@ -454,6 +526,26 @@ def test_errors() -> None:
         load_shrunk(nn.Sequential(nn.ReLU()), state_of(found.module), found.plan)
     with pytest.raises(ModelError, match="format"):
         load_shrunk(model, state_of(found.module), {"format": 9})
+    tensors, plan = state_of(found.module), found.plan
+    bad: list[Any] = [
+        3,
+        None,
+        "plan",
+        [],
+        {},
+        {**plan, "layers": 3},
+        {**plan, "layers": {"0": 3}},
+        {**plan, "norms": [1]},
+    ]
+    for entry in ("rows", "columns", "groups", "gather"):
+        for value in (None, "many", {"a": 1}):
+            bad.append({**plan, "layers": {"0": {**plan["layers"]["0"], entry: value}}})
+    for damaged in bad:
+        with pytest.raises(ModelError, match="should be"):
+            load_shrunk(mlp(6, 5, 2), tensors, damaged)
+    for structure in (3, [1], {"folded": 3}, {"folded": [3]}, {"folded": [[1, 2]]}, {"biases": 3}, {"biases": [3]}):
+        with pytest.raises(ModelError, match="should be"):
+            load_shrunk(model, tensors, plan, structure)  # type: ignore[arg-type]
 
 
 def test_the_summary_can_be_read() -> None:

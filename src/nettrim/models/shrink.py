@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nettrim.models.batches import Batch, normalise_batches
-from nettrim.models.running import deep_copy, evaluating, example_trace
+from nettrim.models.running import deep_copy, evaluating, example_trace, refusal
 from nettrim.models.shrink_apply import FORMAT, IndexSelect, layer_entry, load_shrunk, restructure, settle
 from nettrim.models.shrink_channels import Kept
-from nettrim.models.shrink_trace import read_trace
+from nettrim.models.shrink_trace import numbers_read, read_trace
 from nettrim.models.trace import Trace
 
 __all__ = ["IndexSelect", "Shrunk", "ShrunkLayer", "Summary", "load_shrunk", "shrink"]
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the largest output
+_SPREADS = (1.0, 9.0, 0.01, 100.0)  # of the random inputs on which a result is compared
 _ATTEMPTS = ((True, True), (False, True), (False, False))  # reshapes to spelled-out sizes follow, inputs are picked
 
 
@@ -91,8 +92,9 @@ def shrink(model: nn.Module, example_input: Any, *, pick_inputs: bool = True) ->
     folded into the next bias where that is exact, and units that nobody reads; through Linear, Conv1d-3d (groups,
     depthwise), BatchNorm, pools, reshapes, sums and concatenations. With `pick_inputs` a first layer that ignores some
     of the network's inputs gets them picked out by an `IndexSelect` before it. Shared weights and unknown
-    operations are left as they are. The result is compared with the model in float64 on the example and on random
-    inputs; where they differ less is removed, and at worst nothing, which `summary.note` says.
+    operations are left as they are, and so is a network whose code reads numbers out of the data. The result is
+    compared with the model in float64 on the example and on random inputs; where they differ less is removed, and at
+    worst nothing, which `summary.note` says.
 
     example_input: one batch as the model takes it; two or more samples. Raises DataError when the model cannot take it.
     """
@@ -102,6 +104,13 @@ def shrink(model: nn.Module, example_input: Any, *, pick_inputs: bool = True) ->
     if first is not None:
         example = example.to(first.device, first.dtype)
     trace, few = example_trace(original, example, 0)
+    _check_rows(original, few)
+    read = numbers_read(trace)
+    if read:
+        words = " and ".join(f"`{word}`" for word in read)
+        return _unchanged(
+            original, f"its code reads numbers out of the data by {words}, and may do otherwise on others"
+        )
     note = ""
     for free_sizes, picking in _ATTEMPTS:
         try:
@@ -111,6 +120,22 @@ def shrink(model: nn.Module, example_input: Any, *, pick_inputs: bool = True) ->
             note = "a smaller network would have differed from the original"
         except Exception as error:
             note = f"a smaller network could not be run: {str(error).splitlines()[0][:120] if str(error) else error!r}"
+    return _unchanged(original, note)
+
+
+def _check_rows(original: nn.Module, example: Batch) -> None:
+    """Raise DataError for vectors that the model takes as one sample each: their entries are no samples."""
+    if any(tensor.dim() != 1 for tensor in example.tensors()):
+        return
+    one = example.rows(0, 1)
+    try:
+        with evaluating(original, 0), torch.no_grad():
+            original(*one.args, **one.kwargs)
+    except Exception as error:
+        raise refusal(original, one, error) from error
+
+
+def _unchanged(original: nn.Module, note: str) -> Shrunk:
     size = _size(original)
     plan: dict[str, Any] = {"format": FORMAT, "layers": {}, "norms": {}}
     return Shrunk(original, Summary(size, size, (), (), f"left as it is: {note}"), plan)
@@ -121,7 +146,7 @@ def same_function(one: nn.Module, other: nn.Module, example: Batch) -> bool:
 
     They are run in float64 where they let themselves.
     """
-    variants = [example, example.rows(0, 1), _random(example, 1.0), _random(example, 9.0)]
+    variants = [example, example.rows(0, 1), *(_random(example, spread) for spread in _SPREADS)]
     precision = next((p.dtype for p in one.parameters() if p.is_floating_point()), torch.float32)
     tolerance = _TOLERANCE.get(precision, 5e-2)
     try:

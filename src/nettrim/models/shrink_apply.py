@@ -75,14 +75,17 @@ def load_shrunk(
     """
     module = deep_copy(model)
     try:
+        if not isinstance(plan, Mapping):
+            raise ModelError(should("plan", "a dictionary as `Shrunk.plan` is", f"a {type(plan).__name__}"))
         if plan.get("format") != FORMAT:
             raise ModelError(should("plan", f"in format {FORMAT}", repr(plan.get("format"))))
         replay(module, structure or {})
         module = restructure(module, plan)
-    except (AttributeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+    except (AttributeError, ValueError, IndexError, KeyError, RuntimeError, TypeError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(should("model", "the one that was shrunk", f"another one: {error}")) from None
+        got = f"another one, or a damaged plan: {type(error).__name__}: {error}"
+        raise ModelError(should("model", "the one that was shrunk", got)) from None
     restore(module, tensors)
     return module
 

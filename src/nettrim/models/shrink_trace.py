@@ -47,6 +47,10 @@ _SUMS = {"add": 1.0, "__iadd__": 1.0, "__radd__": 1.0, "sub": -1.0, "__isub__": 
 _PRODUCTS = frozenset({"mul", "__imul__", "__rmul__"})
 _AVERAGES = frozenset([f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)])
 _OVER_AXES = frozenset({"mean", "sum", "amax", "amin"})
+_NUMBERS = frozenset(
+    "item tolist numpy __array__ __dlpack__ __bool__ __float__ __int__ __index__ __complex__ __contains__ "
+    "is_nonzero equal allclose".split()
+)
 _SIZED = frozenset({"view", "reshape", "unflatten"})  # may spell out numbers of channels
 
 
@@ -58,6 +62,22 @@ class Reading:
     layers: dict[str, str] = field(default_factory=dict)  # module -> kind
     norms: dict[str, Value] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)  # module -> why it stays as it is
+
+
+def numbers_read(trace: Trace) -> tuple[str, ...]:
+    """The operations by which the code reads numbers that depend on the network's inputs: limits, sizes, branches.
+
+    What it does with them is not in the trace, and may be something else on other inputs.
+    """
+    live: set[Key] = set(trace.inputs)
+    found = []
+    for node in trace.nodes:
+        if live.isdisjoint(node.inputs):
+            continue
+        if node.name in _NUMBERS:
+            found.append(node.name)
+        live.update(node.outputs)
+    return tuple(dict.fromkeys(found))
 
 
 def read_trace(module: nn.Module, trace: Trace, *, free_sizes: bool) -> Reading:
@@ -124,7 +144,8 @@ class _Walk:
         if name in _SUMS or name in _PRODUCTS or name == "div":
             return self._combined(name, call, value, keys)
         if name in _ELEMENTWISE:
-            return self._elementwise(name, call, value)
+            computed = any(isinstance(key, int) for key in node.inputs[1:])  # such as a limit taken from the data
+            return None if computed else self._elementwise(name, call, value)
         if name in DROPOUTS:
             training = call.argument(2, "training" if "training" in call.kwargs else "train", True)
             return None if training else value
@@ -269,7 +290,9 @@ class _Walk:
             mode = call.argument(2, "mode", "constant")
             if mode != "constant":
                 return value
-            return replace(with_zero(value), entry=False) if fill == 0 else widened(value)
+            if fill == 0:
+                return replace(with_zero(value), entry=False)
+            return value.ranged(np.full_like(value.low, -np.inf), np.full_like(value.high, np.inf))
         dims = int(name[-2])
         if value.axis >= tensor.dim() - dims:
             return None
