@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,34 @@ def test_sizes_agree_with_files_really_written(tmp_path: Path) -> None:
     assert found["bitmask lzma"] < found["bitmask"]
 
 
-def test_sizes_count_in_float32() -> None:
-    tensors = {"w": sparse(50, 40)}
-    assert sizes({"w": tensors["w"].double(), "steps": torch.tensor(3)}) == sizes(tensors)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str
+)
+def test_sizes_count_each_tensor_in_its_own_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    weight = sparse(50, 40, dtype=torch.float32).to(dtype)
+    kept, wide = int((weight.float() != 0).sum()), weight.element_size()
+    found = sizes({"w": weight, "steps": torch.tensor(3)})
+    save_file({"w": weight}, tmp_path / "dense")
+    assert found["dense"] == (tmp_path / "dense").stat().st_size
+    assert found["bitmask"] == save_sparse(tmp_path / "sparse", {"w": weight})
+    assert 2000 * wide < found["dense"] < 2000 * wide + 200
+    assert min((wide + 4) * kept, 2000 * wide) < found["csr"] < (wide + 4) * kept + 4 * 51 + 400
+    assert found["bitmask lzma"] < 2000 / 8 + wide * kept + 100
+
+
+def test_sizes_of_several_types_and_of_none() -> None:
+    tensors = {"a": sparse(30, 30), "b": sparse(30, 30, dtype=torch.float16), "c": torch.zeros(0, 3)}
+    assert sizes(tensors)["dense"] < sizes({name: tensor.double() for name, tensor in tensors.items()})["dense"]
+    assert sizes({})["bitmask zlib"] == sizes({"steps": torch.tensor(3)})["bitmask zlib"] == 8
+
+
+def test_what_is_no_tensor(tmp_path: Path) -> None:
+    odd: list[Any] = [np.zeros((40, 40)), 3, None, torch.zeros(4, 4).to_sparse(), torch.zeros(4, device="meta")]
+    for value in odd:
+        with pytest.raises(InputError, match="should be a (dense )?tensor"):
+            save_sparse(tmp_path / "net", {"w": value})
+        with pytest.raises(InputError, match="should be a (dense )?tensor"):
+            sizes({"w": value})
+    for tensors in ([torch.zeros(3)], torch.zeros(3), {3: torch.zeros(3)}):
+        with pytest.raises(InputError, match="by name"):
+            save_sparse(tmp_path / "net", tensors)  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nettrim.errors import InputError, should
+from nettrim.gain.checks import check_batches, check_seconds, check_threads
 from nettrim.gain.latency import BATCHES, break_even, latency
 from nettrim.gain.picking import faster_smaller
 from nettrim.gain.sizes import nonzeros, sizes
@@ -37,16 +37,23 @@ def bench(
     which the largest layer of a plain chain is faster in CSR, by batch size; None where it never is), `verdict` and
     `notes`.
 
-    Raises InputError for a file that is not ONNX or a module without example, ModelError, DataError, and
-    MissingExtraError for ONNX without its extra.
+    Raises InputError for settings that are none, for what is no model, and for a module without example, ModelError,
+    DataError, and MissingExtraError for ONNX without its extra.
     """
+    if not isinstance(models, Mapping | Sequence) or isinstance(models, str | bytes):
+        cure = "Name one alone as [model]."
+        raise InputError(
+            should("models", "a list of models, or a dictionary by name", f"a {type(models).__name__}", cure)
+        )
     named = models.items() if isinstance(models, Mapping) else [(_name(model), model) for model in models]
-    count = torch.get_num_threads() if thread_count is None else thread_count
+    batches, count, seconds = check_batches(batches), check_threads(thread_count), check_seconds(seconds)
     rows = []
     for name, model in named:
         subject, batch, fixed = _subject(model, example, count)
-        wanted = tuple(batches) if fixed is None else (fixed,)
-        rows.append(_row(name, subject, batch, wanted, count, seconds, find_break_even))
+        wanted, notes = batches, ()
+        if fixed is not None:
+            wanted, notes = (fixed,), (f"measured at batch {fixed} alone, the only size that the file takes",)
+        rows.append(_row(name, subject, batch, wanted, count, seconds, find_break_even, notes))
     return rows
 
 
@@ -75,7 +82,14 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(
-    name: str, subject: Subject, batch: Batch, batches: Sequence[int], count: int, seconds: float, find: bool
+    name: str,
+    subject: Subject,
+    batch: Batch,
+    batches: Sequence[int],
+    count: int,
+    seconds: float,
+    find: bool,
+    notes: tuple[str, ...],
 ) -> dict[str, Any]:
     chosen = faster_smaller(subject, batch, batches, count)
     smaller, summary = chosen.subject, chosen.summary
@@ -109,7 +123,7 @@ def _row(
         "latency": [entry.to_dict() for entry in measured],
         "break_even": even,
         "verdict": "; ".join(won) if won else "no gain in latency against the best dense engine",
-        "notes": list(dict.fromkeys(note for note in (*subject.notes, summary.note, chosen.note) if note)),
+        "notes": list(dict.fromkeys(note for note in (*notes, *subject.notes, summary.note, chosen.note) if note)),
     }
 
 
@@ -119,13 +133,14 @@ def _subject(model: Any, example: Any, count: int) -> tuple[Subject, Batch, int 
             raise InputError(should("example", "one batch of the model's input", "None", "Give some samples."))
         batch = normalise_batches([example], model=model)[0]
         return torch_subject(model, batch, threads=count, export=True), batch, None
+    if not isinstance(model, str | os.PathLike) and not hasattr(model, "graph"):
+        raise InputError(should("model", "a module, an ONNX file or a ModelProto", f"a {type(model).__name__}"))
     if isinstance(model, str | os.PathLike) and Path(model).suffix.lower() != ".onnx":
         cure = "PyTorch weights need the code of their network: export it to ONNX, or call nettrim.gain.bench."
         raise InputError(should("model", "an ONNX file", repr(str(model)), cure))
     from nettrim.gain.onnx_subject import onnx_subject  # noqa: PLC0415  # an extra
 
-    batch = None if example is None else normalise_batches([example])[0]
-    return onnx_subject(model, batch, threads=count)
+    return onnx_subject(model, example, threads=count)
 
 
 def _name(model: Any) -> str:

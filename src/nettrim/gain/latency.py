@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from nettrim.errors import InputError, should
 from nettrim.gain.chain import Step, csr
+from nettrim.gain.checks import check_batch, check_batches, check_seconds, check_threads
 from nettrim.gain.subject import Run, Subject, onnx_parts
 from nettrim.gain.timing import Ratio, Timing, interleaved, ratio
 from nettrim.models.batches import Batch
@@ -77,10 +78,11 @@ def latency(
     A dense stage runs on its dense engines only; the others also on the sparse kernels, and on dense engines where
     their shapes differ from the dense ones. Repeats are interleaved, after a warm-up, with a fixed number of threads.
     Where there is something to compare, copies of the dense engines run along: they show what is no difference.
-    Raises InputError without a dense stage.
+    Raises InputError without a dense stage, and for batch sizes, threads or seconds that are none.
     """
     if "dense" not in stages:
         raise InputError(should("stages", 'one with "dense" to compare with', sorted(stages)))
+    batches, thread_count, seconds = check_batches(batches), check_threads(thread_count), check_seconds(seconds)
     found = []
     copies = stages["dense"].again() if len(stages) > 1 else {}
     with torch_threads(thread_count) as count:
@@ -129,7 +131,10 @@ def break_even(
     Found by bisection between `lowest` and `highest`, with `seconds` of measurement at each of the steps, whose fastest
     runs are compared; None where CSR does not win even at `highest`, `lowest` where it always does.
     """
-    with torch_threads(thread_count) as count:
+    check_batches(shape, "shape")
+    check_batch(batch)
+    check_seconds(seconds)
+    with torch_threads(check_threads(thread_count)) as count:
         if not _sparse_wins(shape, batch, highest, count, seconds):
             return None
         if _sparse_wins(shape, batch, lowest, count, seconds):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import nn
 
+from nettrim.errors import InputError, should
+from nettrim.gain.checks import check_batch, check_seconds, check_threads
 from nettrim.gain.latency import latency
 from nettrim.gain.picking import faster_shrunk
 from nettrim.gain.sizes import nonzeros
@@ -16,6 +17,7 @@ from nettrim.gain.sparse_file import sparse_bytes
 from nettrim.gain.subject import torch_subject
 from nettrim.models.batches import normalise_batches
 
+STAGES = ("dense", "trimmed", "shrunk")
 Accuracy = Callable[[nn.Module], float] | Mapping[str, float] | None
 
 
@@ -38,13 +40,16 @@ def measure_gain(
     latency: seconds of a batch on the best engine of each stage, the dense network on dense engines; measured for about
     `seconds`. verdicts: whether that is a gain at all; `note` says how it was found. export: also measure ONNX Runtime
     on networks that are not plain chains (some seconds more). shrunk: the trimmed model's shrunk form; None:
-    `faster_shrunk`'s.
+    `faster_shrunk`'s. Raises InputError for settings that are none, DataError for an example that is no batch.
     """
+    check_batch(batch)
+    check_seconds(seconds)
+    _check_accuracy(accuracy)
     sample = normalise_batches([example], model=dense_model)[0]
-    count = torch.get_num_threads() if thread_count is None else thread_count
+    count = check_threads(thread_count)
     if shrunk is None:
         shrunk = faster_shrunk(trimmed_model, sample, batches=(batch,), thread_count=count, export=export).module
-    models = {"dense": dense_model, "trimmed": trimmed_model, "shrunk": shrunk}
+    models = dict(zip(STAGES, (dense_model, trimmed_model, shrunk), strict=True))
     stages = {stage: torch_subject(model, sample, threads=count, export=export) for stage, model in models.items()}
     found = latency(stages, sample, batches=(batch,), thread_count=count, seconds=seconds)[0]
     gain: dict[str, Any] = {
@@ -57,7 +62,7 @@ def measure_gain(
     if callable(accuracy):
         gain["accuracy"] = {stage: float(accuracy(model)) for stage, model in models.items()}
     elif accuracy:
-        gain["accuracy"] = dict(accuracy)
+        gain["accuracy"] = {stage: float(value) for stage, value in accuracy.items()}
     rounds = len(next(iter(found.times["dense"].values())).seconds)
     words = [
         f"Latency: median of {rounds} interleaved runs on this machine, {count} CPU thread{'s' if count > 1 else ''}, "
@@ -67,3 +72,12 @@ def measure_gain(
     ]
     gain["note"] = "; ".join([*words, *dict.fromkeys(note for s in stages.values() for note in s.notes)]) + "."
     return gain
+
+
+def _check_accuracy(accuracy: Any) -> None:
+    if accuracy is None or callable(accuracy):
+        return
+    known = isinstance(accuracy, Mapping) and all(stage in STAGES for stage in accuracy)
+    if not known or not all(isinstance(value, int | float) for value in accuracy.values()):
+        be = f"a function of a model, or numbers by stage ({', '.join(STAGES)})"
+        raise InputError(should("accuracy", be, repr(accuracy)))

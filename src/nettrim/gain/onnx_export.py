@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nettrim.errors import InputError, MissingExtraError, ModelError, should
+from nettrim.errors import DataError, InputError, MissingExtraError, ModelError, should
 from nettrim.files import atomic_write
 from nettrim.gain.chain import Chain
 from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.onnx_file import check, first_line
+from nettrim.models.onnx_graph import Graph
 from nettrim.models.onnx_import import onnx
-from nettrim.models.onnx_run import open_session
+from nettrim.models.onnx_run import chunks, open_session
 from nettrim.models.onnx_write import clean
 from nettrim.models.running import deep_copy, evaluating
 
@@ -84,17 +85,29 @@ def onnx_runner(model: Any, threads: int) -> Callable[[dict[str, np.ndarray]], A
 
 
 def feeds_of(model: Any, batch: Batch) -> dict[str, np.ndarray]:
-    """A batch's tensors under the names of the model's inputs, flattened where the model wants (samples, features)."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    values = [value for value in model.graph.input if value.name not in stored]
-    arrays = [leaf for leaf in (*batch.args, *batch.kwargs.values()) if isinstance(leaf, Tensor)]
-    feeds = {}
-    for value, tensor in zip(values, arrays, strict=True):
-        rank = len(value.type.tensor_type.shape.dim)
-        flat = tensor.reshape(len(tensor), -1) if rank == 2 and tensor.dim() > 2 else tensor
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        feeds[value.name] = np.ascontiguousarray(flat.cpu().numpy().astype(dtype))
-    return feeds
+    """A batch's tensors under the names of the model's inputs, flattened where the model wants (samples, features).
+
+    Names that the model does not know stand for its inputs in their order. Raises DataError for more or fewer tensors
+    than inputs, and for shapes and types that the model does not declare.
+    """
+    inputs = Graph(model, ranks={}).inputs
+    names = [value.name for value in inputs]
+    given = {name: leaf for name, leaf in batch.kwargs.items() if isinstance(leaf, Tensor)}
+    if not given.keys() <= set(names):
+        given = dict(zip(names, given.values(), strict=False)) if len(given) == len(names) else given
+    arrays = [leaf for leaf in batch.args if isinstance(leaf, Tensor)]
+    if len(arrays) + len(given) != len(names):
+        cure = "Give one array each, in this order or by these names (in a file: inputs.NAME)."
+        be = f"one array for each input of the model ({', '.join(names) or 'it has none'})"
+        raise DataError(should("example", be, f"{len(arrays) + len(given)}", cure))
+    free = [name for name in names if name not in given]
+    given.update(zip(free, arrays, strict=False))
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inputs}
+    for name, tensor in given.items():
+        if ranks.get(name) == 2 and tensor.dim() > 2:
+            given[name] = tensor.reshape(len(tensor), -1)
+    chunk = next(chunks(inputs, Batch((), given, None, batch.size)))
+    return chunk.feeds
 
 
 def fixed_batch(model: Any) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nettrim.errors import ModelError
+from nettrim.errors import ModelError, should
 from nettrim.gain.chain import Chain, SparseChain, Step
 from nettrim.gain.onnx_export import feeds_of, fixed_batch, onnx_runner
 from nettrim.gain.subject import Engine, Run, Subject, sparse_engines
-from nettrim.models.batches import Batch
+from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.onnx_file import read_model
 from nettrim.models.onnx_graph import Graph, stored_floats
 from nettrim.models.onnx_network import OnnxNetwork
@@ -27,11 +27,22 @@ _STEPS = {"linear": "", "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
 
 
 def onnx_subject(
-    source: str | os.PathLike[str] | Any, example: Batch | None, *, threads: int
+    source: str | os.PathLike[str] | Any, example: Any, *, threads: int
 ) -> tuple[Subject, Batch, int | None]:
-    """A model, the batch it is measured on (random where none is given), and the batch size it insists on."""
+    """A model, the batch it is measured on (random where none is given), and the batch size it insists on.
+
+    example: one batch, or several arrays in the order of the model's inputs or by their names. Raises DataError for
+    one that the model does not take.
+    """
     model = read_model(source)
-    batch = example if example is not None else _random_batch(model)
+    if not Graph(model, ranks={}).inputs:
+        raise ModelError(should("model", "one with an input to run it on", "none"))
+    fixed = fixed_batch(model)
+    batch = _random_batch(model) if example is None else _as_batch(model, example)
+    if fixed is not None:
+        batch = batch.pick(torch.arange(fixed) % batch.size)
+    feeds = feeds_of(model, batch)
+    notes = (_note(model, feeds, random=example is None),)
     runner = onnx_runner(model, threads)
     chain = _chain(model, batch, runner)
 
@@ -61,8 +72,7 @@ def onnx_subject(
     tensors = {name: _tensor(array) for name, array in stored_floats(model).items()}
     matrices = tuple((len(step.weight), step.weight.shape[1]) for step in chain or ())
     dense = engines(runner, chain)
-    subject = Subject(tensors, dense, sparse_engines(chain), smaller, (), matrices, again)
-    return subject, batch, fixed_batch(model)
+    return Subject(tensors, dense, sparse_engines(chain), smaller, notes, matrices, again), batch, fixed
 
 
 def _chain(model: Any, batch: Batch, runner: Any) -> Chain | None:
@@ -94,6 +104,31 @@ def _chain(model: Any, batch: Batch, runner: Any) -> Chain | None:
         return None
     same = got.shape == wanted.shape and (got - wanted).abs().max() <= _AGREEMENT * wanted.abs().max().clamp(min=1e-12)
     return chain if bool(same) else None
+
+
+def _as_batch(model: Any, example: Any) -> Batch:
+    inputs = Graph(model, ranks={}).inputs
+    if isinstance(example, Mapping):
+        example = {name: entry if isinstance(entry, Tensor) else np.asarray(entry) for name, entry in example.items()}
+    batch = normalise_batches([example], inputs=len(inputs))[0]
+    return replace(batch, size=next((len(tensor) for tensor in batch.tensors() if tensor.dim()), 1))
+
+
+def _note(model: Any, feeds: Mapping[str, np.ndarray], *, random: bool) -> str:
+    """The shapes it is measured on, and where nobody knows whether they are real."""
+    shapes = ", ".join(f"{name} {_shown(array.shape)}" for name, array in feeds.items())
+    values = [value for value in Graph(model, ranks={}).inputs if value.name in feeds]
+    free = any(dim.dim_value <= 0 for value in values for dim in value.type.tensor_type.shape.dim[1:])
+    if not random:
+        return f"run on the samples given: {shapes}"
+    if not free:
+        return f"run on random inputs: {shapes}"
+    cure = "the file leaves axes free, which are 2 here: give samples of real sizes (--data)"
+    return f"run on random inputs: {shapes}; {cure}"
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(['batch', *map(str, shape[1:])])})" if shape else "(one number)"
 
 
 def _random_batch(model: Any) -> Batch:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from nettrim.gain.checks import check_batches, check_threads
 from nettrim.gain.latency import BATCHES, latency
 from nettrim.gain.subject import Subject, torch_subject
 from nettrim.models.batches import Batch, normalise_batches
@@ -50,6 +51,7 @@ def faster_shrunk(
 
     example: one batch as the model takes it. batches: the sizes to be fast at. export: as for `measure_gain`.
     """
+    batches, thread_count = check_batches(batches), check_threads(thread_count)
     sample = normalise_batches([example], model=model)[0]
     found = {pick: shrink(model, sample, pick_inputs=pick) for pick in (True, False)}
     if not any(layer.inputs_picked for layer in found[True].summary.layers):

@@ -11,19 +11,22 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from nettrim.gain.sparse_file import sparse_bytes
+from nettrim.gain.sparse_file import check_named, check_tensor, sparse_bytes
 
 _LEVEL = 9
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Bytes of the floating tensors, in float32, in each form.
+    """Bytes of the floating tensors, each in its own type, in each form.
 
     dense: a safetensors file as it is. bitmask: `save_sparse`'s file. csr: values, int32 columns and int32 row starts
     of every matrix (convolutions as matrices) where that is smaller than dense. dense zlib: the dense file compressed.
-    bitmask zlib, bitmask lzma: masks and byte-shuffled values, compressed.
+    bitmask zlib, bitmask lzma: masks and byte-shuffled values, compressed. Raises InputError for what is no tensor.
     """
-    floats = {name: _float32(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    check_named(tensors)
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    floats = {name: _plain(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
     dense = save(floats)
     shuffled = _shuffled(floats)
     return {
@@ -38,11 +41,16 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 def nonzeros(tensors: Mapping[str, Tensor]) -> int:
     """Weights that are not zero: entries of floating tensors with at least two dimensions."""
-    return sum(int(torch.count_nonzero(t)) for t in tensors.values() if t.is_floating_point() and t.dim() >= 2)
+    return sum(int(_kept(t).sum()) for t in tensors.values() if t.is_floating_point() and t.dim() >= 2)
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous().clone()
+def _kept(tensor: Tensor) -> Tensor:
+    """Which entries are not zero; 8-bit types know few operations."""
+    return (tensor.float() if tensor.element_size() < 2 else tensor) != 0
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _csr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,14 +58,15 @@ def _csr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         matrix = tensor.reshape(len(tensor), -1) if tensor.dim() >= 2 and len(tensor) else None
-        count = int(torch.count_nonzero(tensor))
-        if matrix is None or 8 * count + 4 * (len(matrix) + 1) >= tensor.nbytes:
+        kept = _kept(tensor)
+        count = int(kept.sum())
+        if matrix is None or (tensor.element_size() + 4) * count + 4 * (len(matrix) + 1) >= tensor.nbytes:
             stored[name] = tensor
             continue
-        rows, columns = torch.nonzero(matrix, as_tuple=True)
+        rows, columns = torch.nonzero(kept.reshape(matrix.shape), as_tuple=True)
         starts = torch.zeros(len(matrix) + 1, dtype=torch.int32)
         starts[1:] = torch.bincount(rows, minlength=len(matrix)).cumsum(0)
-        stored[f"{name}.values"] = matrix[rows, columns]
+        stored[f"{name}.values"] = tensor.reshape(-1)[kept.reshape(-1)]
         stored[f"{name}.columns"] = columns.to(torch.int32)
         stored[f"{name}.rows"] = starts
     return stored
@@ -65,10 +74,12 @@ def _csr(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shuffled(tensors: Mapping[str, Tensor]) -> bytes:
     """Masks and values, the values' first bytes together, then their second bytes, and so on: compresses better."""
-    masks, values = [], []
+    masks: list[bytes] = []
+    values: dict[int, list[np.ndarray]] = {}  # by bytes of a number: (numbers, bytes)
     for tensor in tensors.values():
-        flat = tensor.reshape(-1).numpy()
-        masks.append(np.packbits(flat != 0).tobytes())
-        values.append(flat[flat != 0])
-    together = np.concatenate(values) if values else np.zeros(0, np.float32)
-    return b"".join(masks) + together.view(np.uint8).reshape(-1, 4).T.tobytes()
+        flat = tensor.reshape(-1)
+        kept = _kept(flat)
+        masks.append(np.packbits(kept.numpy()).tobytes())
+        size = flat.element_size()
+        values.setdefault(size, []).append(flat.view(torch.uint8).reshape(-1, size)[kept].numpy())
+    return b"".join(masks) + b"".join(np.concatenate(parts).T.tobytes() for parts in values.values())

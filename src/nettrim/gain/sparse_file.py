@@ -28,10 +28,12 @@ _KEY = "nettrim.sparse"
 
 
 def sparse_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The file as bytes. Raises InputError when a tensor's name is that of another one's part."""
+    """The file as bytes. Raises InputError for what is no dense tensor, and for one with the name of another's part."""
+    check_named(tensors)
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
+        check_tensor(name, tensor)
         tensor = tensor.detach().cpu().contiguous()
         mask = _occupied(tensor)
         packed = (tensor.numel() + 7) // 8
@@ -48,6 +50,24 @@ def sparse_bytes(tensors: Mapping[str, Tensor]) -> bytes:
                 raise InputError(should("tensors", f"without {part!r} beside a sparse {name!r}", "both"))
             stored[part] = content
     return save(stored, metadata={"format": FORMAT, _KEY: json.dumps(shapes, sort_keys=True)})
+
+
+def check_named(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError for anything but a dictionary of tensors by name."""
+    if not isinstance(tensors, Mapping):
+        raise InputError(should("tensors", "a dictionary of tensors by name", f"a {type(tensors).__name__}"))
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise InputError for anything but a dense tensor of numbers."""
+    if not isinstance(name, str):
+        raise InputError(should("tensors", "a dictionary of tensors by name", f"{name!r} for a name"))
+    if not isinstance(tensor, Tensor):
+        cure = "An array becomes one by torch.from_numpy."
+        raise InputError(should(f"tensors[{name!r}]", "a tensor", f"a {type(tensor).__name__}", cure))
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        got = f"a {str(tensor.layout).removeprefix('torch.')} one of {tensor.dtype} on {tensor.device}"
+        raise InputError(should(f"tensors[{name!r}]", "a dense tensor of plain numbers", got))
 
 
 def save_sparse(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> int:

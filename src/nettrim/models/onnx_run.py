@@ -149,7 +149,7 @@ def _as_declared(value: Any, array: np.ndarray) -> np.ndarray:
             raise DataError(should(value.name, f"whole numbers ({declared})", f"{array.dtype}"))
         array = array.astype(declared)
     if not kind.HasField("shape"):
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     dims = kind.shape.dim
     wrong = len(dims) != array.ndim or any(
         (size := _fixed(value, axis)) is not None and size != array.shape[axis] for axis in range(1, array.ndim)
@@ -157,7 +157,7 @@ def _as_declared(value: Any, array: np.ndarray) -> np.ndarray:
     if wrong:
         expected = ", ".join(str(d.dim_value) if d.dim_value > 0 else (d.dim_param or "any") for d in dims)
         raise DataError(should(value.name, f"of shape ({expected})", f"{array.shape}"))
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 def _fixed(value: Any, axis: int) -> int | None:

@@ -246,7 +246,7 @@ def _chunk(graph: Graph, example: Any) -> Chunk:
         batch = item
     elif isinstance(item, dict):
         kwargs = {name: entry if isinstance(entry, Tensor) else np.asarray(entry) for name, entry in item.items()}
-        batch = Batch((), kwargs, None, len(next(iter(kwargs.values()))))
+        batch = Batch((), kwargs, None, next((len(entry) for entry in kwargs.values() if entry.ndim), 1))
     else:
         batch = Batch((item,), {}, None, len(item))
     return next(chunks(graph.inputs, batch))
@@ -255,16 +255,21 @@ def _chunk(graph: Graph, example: Any) -> Chunk:
 def random_feeds(graph: Graph, random: np.random.Generator, like: Chunk | None, spread: float = 1.0) -> Chunk:
     """Random numbers in place of floating inputs, of the shapes of a chunk or as declared (2 where that is free)."""
     feeds: dict[str, np.ndarray] = {}
+    fixed = [
+        value.type.tensor_type.shape.dim[0].dim_value for value in graph.inputs if value.type.tensor_type.shape.dim
+    ]
+    samples = max([size for size in fixed if size > 0][:1], default=2)
     for value in graph.inputs:
         kind = value.type.tensor_type
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        declared = [d.dim_value if d.dim_value > 0 else 2 for d in kind.shape.dim]
+        sizes = [samples, *[2] * len(kind.shape.dim)]
+        declared = [d.dim_value if d.dim_value > 0 else size for d, size in zip(kind.shape.dim, sizes, strict=False)]
         shape = like.feeds[value.name].shape if like is not None else tuple(declared)
         if kind.elem_type in _FLOATS:
-            feeds[value.name] = (random.standard_normal(shape) * spread).astype(dtype)
+            feeds[value.name] = np.asarray(random.standard_normal(shape) * spread).astype(dtype)
         else:
             feeds[value.name] = like.feeds[value.name] if like is not None else np.zeros(shape, dtype)
-    size = len(next(iter(feeds.values()))) if feeds and next(iter(feeds.values())).ndim else 1
+    size = next((len(array) for array in feeds.values() if array.ndim), 1)
     return Chunk(feeds, size, size)
 
 
