@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nettrim.api import Trimmed, trim
@@ -91,8 +91,9 @@ def load_digits(seed: int = 0) -> Digits:
     """scikit-learn's 1,797 scanned digits, shuffled and split. Raises MissingExtraError without scikit-learn."""
     try:
         from sklearn.datasets import load_digits as load  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "demo") from error
+    except ModuleNotFoundError as error:
+        package = (error.name or "sklearn").partition(".")[0]  # or one that it needs itself
+        raise MissingExtraError("scikit-learn" if package == "sklearn" else package, "demo") from error
     pixels, digits = load(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(pixels))
     inputs = torch.from_numpy(pixels[order] / 16).float()
@@ -172,7 +173,8 @@ def _write(demo: Demo, directory: Path) -> Path:
     for scheme, trimmed in demo.trims.items():
         trimmed.save(directory / scheme)
     digits = demo.digits
-    save_file({name: tensor.contiguous() for name, tensor in demo.dense.state_dict().items()}, directory / DENSE)
+    dense = save({name: tensor.contiguous() for name, tensor in demo.dense.state_dict().items()})
+    (directory / DENSE).write_bytes(dense)  # not save_file, whose files only their owner can read
     np.savez_compressed(directory / CALIBRATION, inputs=digits.inputs.numpy(), labels=digits.labels.numpy())
     np.savez_compressed(directory / TEST, inputs=digits.test_inputs.numpy(), labels=digits.test_labels.numpy())
     sections = [Section(scheme.capitalize(), demo.trims[scheme].report, EXPLAINED[scheme]) for scheme in demo.trims]

@@ -26,6 +26,8 @@ def test_the_demo(run, folder: Path) -> None:
         report = json.loads((folder / "out" / scheme / "report.json").read_text())
         assert report["certified"] and report["network"]["discrepancy"] <= report["network"]["bound"]
         assert report["gain"]["accuracy"]["trimmed"] == report["gain"]["accuracy"]["shrunk"]
+    modes = {path.name: path.stat().st_mode for path in (folder / "out").iterdir() if path.is_file()}
+    assert len(set(modes.values())) == 1, modes
     verified = run("verify", "out/cascade", *check)
     assert verified.exit_code == 0, verified.output
     measured = run("eval", "nettrim.demo:network", "--weights", "out/cascade", "--data", "out/test.npz", "--json")

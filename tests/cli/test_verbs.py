@@ -74,6 +74,14 @@ def test_shrink_writes_over_nothing_that_was_there(run, trimmed: str, folder: Pa
     assert run("shrink", trimmed, "-o", "new/small.onnx").exit_code == 0 and Path("new/small.onnx").is_file()
 
 
+def test_shrink_reads_only_what_was_saved(run, trimmed: str) -> None:
+    """Other weights under the same name would pass for the certified ones."""
+    shutil.copy(f"{trimmed}/original.onnx", f"{trimmed}/model.onnx")
+    result = run("shrink", trimmed)
+    assert result.exit_code == 2 and "a changed model.onnx" in result.stderr
+    assert not Path(trimmed, "shrunk.onnx").exists()
+
+
 def test_onnx_and_torch_agree(run) -> None:
     reports = []
     for model, output in ((("small.onnx",), "one"), (MODULE, "two")):

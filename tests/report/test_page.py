@@ -205,6 +205,33 @@ def test_the_summary_says_how_far_to_trust(report: Callable[..., Report], layer:
     assert "beyond the tolerance asked: b." in summary(report(layer("a"), layer("b", discrepancy=0.06)))
 
 
+def test_a_package_that_another_one_lacks_is_named(
+    small: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """matplotlib is there and cannot be imported, because something below it is not."""
+
+    class Lacking:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "matplotlib.figure":
+                raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Lacking, *sys.meta_path])
+    with pytest.raises(MissingExtraError, match=r"`PIL` should be installed"):
+        small.to_html(tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (6, 0), (0, 0), (0, 3, 3, 3)])
+def test_a_layer_without_weights(
+    report: Callable[..., Report], layer: Callable[..., Any], tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    weight = torch.zeros(shape)
+    empty = replace(layer("empty"), shape=shape, weight_before=weight, weight_after=weight, nonzeros_after=0)
+    page = report(layer("full"), empty).to_html(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "empty" in Outline(page).text and " × ".join(map(str, shape)) in page
+
+
 def test_gains_tell_losses_too() -> None:
     table = gain_table({"latency": {"dense": 1.0, "shrunk": 2.0}, "extra": {"dense": 3.0}, "bytes": {"dense": 0}})
     assert table is not None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_what_json_has_no_word_for_becomes_null(report: Callable[..., Report], l
     ("damage", "message"),
     [
         (lambda data: data.pop("layers"), r"`report\['layers'\]` should be present"),
-        (lambda data: data.update(network=3), r"`report\['network'\]` should be a Mapping. Got 3."),
+        (lambda data: data.update(network=3), r"`report\['network'\]` should be a dictionary. Got 3."),
         (lambda data: data["layers"][1].pop("shape"), r"`report\['layers'\]\[1\]\['shape'\]` should be present"),
         (lambda data: data["layers"][0].update(gap="small"), r"\['gap'\]` should be a int or float. Got 'small'."),
         (lambda data: data.update(format=99), "Update nettrim"),
@@ -130,6 +131,35 @@ def test_a_damaged_dictionary_is_refused_by_name(full: Report, damage: Callable[
     damage(data)
     with pytest.raises(InputError, match=message):
         Report.from_dict(data)
+
+
+def _places(data: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield at
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield from _places(data[key], (*at, key))
+
+
+def test_any_value_of_any_type_is_read_or_refused_in_a_sentence(full: Report) -> None:
+    """Every entry of a report replaced by values of every type JSON has: a report that shows itself, or InputError."""
+    data = json.loads(json.dumps(full.to_dict()))
+    refused = 0
+    for place in _places(data):
+        for value in (None, 3, -1, 1.5, math.nan, 10**400, True, "x", [], [1], {}, {"a": "b"}):
+            damaged = value
+            if place:
+                damaged = copy.deepcopy(data)
+                inner = damaged
+                for key in place[:-1]:
+                    inner = inner[key]
+                inner[place[-1]] = value
+            try:
+                found = Report.from_dict(damaged)
+            except InputError as error:
+                assert "should be" in str(error) and len(str(error)) < 300
+                refused += 1
+            else:
+                assert str(found) and found.to_dict()
+    assert refused > 300
 
 
 def test_a_report_is_frozen(full: Report) -> None:

@@ -17,6 +17,7 @@ from nettrim.models.onnx_run import Part, chunks
 from nettrim.models.onnx_shrink import shrink_onnx
 from nettrim.models.onnx_write import write_model
 from nettrim.models.shrink import Summary
+from nettrim.onnx_saving import read_onnx_trim
 
 
 def read_onnx(opened: Opened) -> Any:
@@ -49,11 +50,11 @@ def _real(array: Any) -> bool:
     return array.dtype.kind in "fV"  # V: types that NumPy has no name for, such as bfloat16
 
 
-def shrink_to(path: Path, example: Any, target: Path, *, pick_inputs: bool = True) -> Summary:
-    """Write the smaller form of an ONNX file."""
+def shrink_to(directory: Path, example: Any, target: Path, *, pick_inputs: bool = True) -> Summary:
+    """Write the smaller form of the ONNX file of a trim, whose files are as they were saved."""
     if example is not None:
         example = normalise_batches(example)[0]
-    found = shrink_onnx(path, example, pick_inputs=pick_inputs)
+    found = shrink_onnx(read_onnx_trim(directory).model, example, pick_inputs=pick_inputs)
     make_parent(target)
     write_model(found.model, target, lambda model: None)
     return found.summary

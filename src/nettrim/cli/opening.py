@@ -89,7 +89,7 @@ def _build(name: str) -> nn.Module:
         raise ModelError(should("MODEL", "a module that can be imported", f"{place!r} ({_what(error)})")) from error
     for part in function.split("."):
         if not hasattr(found, part):
-            cure = near(part, [key for key in vars(found) if not key.startswith("_")])
+            cure = near(part, _offered(found))
             raise ModelError(should("MODEL", f"a function of {place!r}", repr(function), cure))
         found = getattr(found, part)
     try:
@@ -100,6 +100,14 @@ def _build(name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(should("MODEL", "a function that returns a torch.nn.Module", f"a {type(module).__name__}"))
     return module
+
+
+def _offered(place: Any) -> list[str]:
+    """What of a module or class could build a model: what it defines itself, or else what it brought in."""
+    found = {key: value for key, value in vars(place).items() if callable(value) and not key.startswith("_")}
+    name = getattr(place, "__name__", "")
+    own = [k for k, value in found.items() if isinstance(value, nn.Module) or getattr(value, "__module__", "") == name]
+    return own or list(found)
 
 
 def _with_weights(module: nn.Module, weights: Path | None) -> nn.Module:

@@ -19,7 +19,7 @@ from nettrim.errors import InputError, should
 from nettrim.models.batches import normalise_batches
 from nettrim.models.shrink import Summary, shrink
 from nettrim.models.state import load_into, state_of
-from nettrim.saving import ONNX_MODEL, ONNX_ORIGINAL, ONNX_SHRUNK, SHRUNK, belongs_to_trim, holds_onnx, read_trim
+from nettrim.saving import ONNX_ORIGINAL, ONNX_SHRUNK, SHRUNK, belongs_to_trim, holds_onnx, read_trim
 
 
 def command(
@@ -73,7 +73,7 @@ def command(
     if onnx:
         from nettrim.cli.onnx_files import shrink_to  # noqa: PLC0415  # an extra
 
-        summary = shrink_to(directory / ONNX_MODEL, example, target, pick_inputs=pick_inputs)
+        summary = shrink_to(directory, example, target, pick_inputs=pick_inputs)
     else:
         summary = _shrink_module(directory, model, example, target, trust=trust_model, pick_inputs=pick_inputs)
     if as_json:

@@ -41,8 +41,8 @@ def export_onnx(module: nn.Module, example: Any, path: str | os.PathLike[str] | 
     try:
         program = _exported(deep_copy(module).cpu(), few.to("cpu"))
         model = clean(program.model_proto)
-    except ImportError as error:
-        raise MissingExtraError("onnxscript", "onnx") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "onnxscript").partition(".")[0], "onnx") from error
     except Exception as error:
         raise ModelError(should("model", "one that PyTorch can export to ONNX", first_line(error))) from error
     check(model, "the exported model")

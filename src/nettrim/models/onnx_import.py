@@ -11,7 +11,7 @@ try:
     import onnx.reference
     import onnx.version_converter
     import onnxruntime
-except ImportError as error:  # pragma: no cover - needs an installation without the extra
-    raise MissingExtraError("onnx", "onnx") from error
+except ModuleNotFoundError as error:  # pragma: no cover - needs an installation without the extra
+    raise MissingExtraError((error.name or "onnx").partition(".")[0], "onnx") from error
 
 __all__ = ["onnx", "onnxruntime"]

@@ -84,8 +84,8 @@ def draw(width: float, height: float, label: str, paint: Callable[[Figure], None
     try:
         import matplotlib as mpl  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "matplotlib").partition(".")[0], "report") from error
     stream = io.StringIO()
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts

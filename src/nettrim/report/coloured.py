@@ -31,8 +31,8 @@ def renderable(report: Report) -> Group:
         from rich.console import Group  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("rich", "cli") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "rich").partition(".")[0], "cli") from error
 
     class Layers:
         """The table in as many columns as the terminal has room for."""

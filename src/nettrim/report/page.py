@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ def page_html(title: str, sections: Sequence[Section]) -> str:
 def _environment() -> Environment:
     try:
         import jinja2  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "jinja2").partition(".")[0], "report") from error
     # autoescape: names of layers, notes and recipes are text from outside
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
@@ -81,7 +82,8 @@ def _section_view(section: Section) -> dict[str, Any]:
     """Everything the template shows of one section; figures are SVG made here, the rest is escaped text."""
     report = section.report
     names = [layer.name for layer in report.layers]
-    matrices = [layer for layer in report.layers if layer.weight_before is not None and layer.weight_after is not None]
+    both = [layer for layer in report.layers if layer.weight_before is not None and layer.weight_after is not None]
+    matrices = [layer for layer in both if math.prod(layer.shape)]  # of an empty one there is nothing to draw
     drawn = sorted(matrices, key=lambda layer: -np.prod(layer.shape))[:MATRICES]
     network = report.network
     return {
@@ -232,7 +234,7 @@ def _matrix_view(layer: LayerResult) -> dict[str, Any]:
 
 def _array(weight: Any) -> NDArray[np.floating]:
     matrix = weight.detach().double().cpu().numpy()
-    return matrix.reshape(len(matrix), -1)
+    return matrix.reshape(len(matrix), math.prod(matrix.shape[1:]))
 
 
 def _recipe_value(value: object) -> str:

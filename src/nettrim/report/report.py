@@ -25,8 +25,9 @@ class Report:
     recipe: the settings used, by name.
     tradeoff: points of the trade-off curve, dictionaries with `epsilon`, `sparsity`, `discrepancy`
         and, where known, `accuracy` and `scheme`; fractions, not percentages.
-    gain: what was gained in truth: `accuracy` (fractions), `weights`, `bytes`, `latency` (seconds), each a
-        dictionary with any of `dense`, `trimmed`, `shrunk`; `note` says how it was measured.
+    gain: what was gained in truth: `accuracy` (fractions), `weights`, `bytes` (on disk), `bytes_sparse` (of
+        `save_sparse`), `latency` (seconds), each a dictionary with any of `dense`, `trimmed`, `shrunk`; `verdicts`, by
+        quantity and stage, are words for a change that may be none; `note` says how it was measured.
     """
 
     result: TrimResult
@@ -117,7 +118,7 @@ class Report:
     def from_dict(cls, data: Mapping[str, Any]) -> Report:
         """The report `to_dict` came from, without weights; raises InputError when a key is missing or wrong."""
         result = serial.result_from_dict(data)
-        return cls(result, data.get("recipe"), tuple(data.get("tradeoff") or ()), data.get("gain"))
+        return cls(result, *serial.extras_from_dict(data))
 
     def to_html(self, path: str | os.PathLike[str], title: str = "Trim report") -> Path:
         """Write one self-contained HTML page (no network, no scripts) and return where it is.
