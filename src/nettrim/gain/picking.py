@@ -39,8 +39,9 @@ def faster_smaller(subject: Subject, example: Batch, batches: Sequence[int], thr
     ratio = _times_faster(picked, whole, example, batches, thread_count)
     read = "; ".join("{} of {}".format(*layer.inputs_picked) for layer in summary.layers if layer.inputs_picked)
     if ratio > 1:
-        return Smaller(picked, summary, f"the shrunk network picks {read} inputs, which is {ratio:.2f} x faster")
-    note = f"the shrunk network reads all inputs: picking {read} of them was {1 / ratio:.2f} x slower"
+        note = f"the shrunk network picks {read} inputs: reading all of them took {ratio:.2f} x as long"
+        return Smaller(picked, summary, note)
+    note = f"the shrunk network reads all inputs: picking {read} of them took {1 / ratio:.2f} x as long"
     return Smaller(whole, other, note)
 
 
@@ -64,7 +65,7 @@ def faster_shrunk(
 
 def _times_faster(picked: Subject, whole: Subject, example: Batch, batches: Sequence[int], thread_count: int) -> float:
     """How many times faster picking is, the geometric mean over the batch sizes of each form's best engine."""
-    stages = {"dense": replace(whole, dense={**whole.dense, **whole.sparse}), "picked": picked}
+    stages = {"dense": replace(whole, dense={**whole.dense, **whole.sparse}, again=dict), "picked": picked}
     found = latency(stages, example, batches=batches, thread_count=thread_count, seconds=_SECONDS)
     logs = [math.log(entry.seconds("dense") / entry.seconds("picked")) for entry in found]
     return math.exp(sum(logs) / len(logs))
