@@ -42,3 +42,11 @@ def test_part_of_an_experiment_ends_with_its_claims(run, tmp_path: Path) -> None
     assert "confirmed: Where a dual certificate exists" in result.stdout
     assert "s=1/P=60" in result.stderr and (out / "results.md").is_file()
     assert "s=2" not in result.stderr
+
+
+def test_a_device_or_a_folder_that_is_not_there_is_said_before_the_work(run, tmp_path: Path) -> None:
+    result = run("reproduce", "recovery", "--quick", "--device", "foo", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2 and "`--device` should be a device of this machine" in result.stderr
+    (tmp_path / "file").write_text("")
+    result = run("reproduce", "recovery", "--quick", "-o", str(tmp_path / "file" / "x"))
+    assert result.exit_code == 2 and "`--output` should be a directory" in result.stderr

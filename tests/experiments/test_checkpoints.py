@@ -1,7 +1,10 @@
 """Finished parts come back as they were; damaged, foreign or half-written ones do not come back."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nettrim.experiments.checkpoints import Cell, Checkpoints, settings_digest
 from nettrim.experiments.context import Context
@@ -119,3 +122,50 @@ def test_arrays_that_a_record_lacks_are_made_again_where_something_asks_for_them
     assert context.notes == ["a was made again for parts that build on it: x 2, before 1."]
     kept = Checkpoints(checkpoints.folder, "digest").read("a")
     assert kept.numbers == {"x": 1.0} and torch.equal(kept.arrays["w"], torch.full((3,), 2.0)) and kept.made_by == "me"
+
+
+def test_arrays_of_other_shapes_than_were_written_are_made_again(checkpoints):
+    checkpoints.write("a", Cell({"x": 1}, {"w": torch.ones(3)}))
+    (path,) = checkpoints.folder.glob("*.safetensors")
+    save_file({"w": torch.ones(4)}, path)
+    assert checkpoints.read("a") is None
+
+
+def test_a_part_of_an_earlier_version_has_no_hash_and_counts(checkpoints):
+    checkpoints.write("a", Cell({"x": 1}, {"w": torch.ones(3)}))
+    (path,) = checkpoints.folder.glob("*.json")
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    path.write_text(json.dumps(data))
+    assert torch.equal(checkpoints.read("a").arrays["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seconds", "x"), ("numbers", {}), ("numbers", 3), ("made_by", None), ("arrays", "w"), ("arrays", [1])],
+    ids=str,
+)
+def test_a_part_of_wrong_types_or_without_numbers_is_made_again(checkpoints, tmp_path, name, value):
+    checkpoints.write("a", Cell({"x": 1}))
+    (path,) = checkpoints.folder.glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    assert checkpoints.read("a") is None
+    checkpoints.write_record({"b": Cell({"x": 1}), "c": Cell({"x": 2})})
+    record = json.loads((tmp_path / "parts.json").read_text())
+    record["parts"]["b"][name] = value
+    (tmp_path / "parts.json").write_text(json.dumps(record))
+    later = Checkpoints(checkpoints.folder, "digest")
+    assert later.read("b") is None and later.read("c").numbers == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "met"),
+    [("net/0/a", True), ("net", True), ("*/a", True), ("net/0/a/more", False), ("net/zero", False), ("nat", False)],
+)
+def test_a_pattern_is_met_by_a_part_not_by_a_group_that_it_lies_under(checkpoints, pattern, met):
+    checkpoints.write("net/trained", Cell({"x": 1}))
+    context = Context({}, checkpoints, lambda text: None, only=(pattern,))
+    context.wanted("net")
+    context.cell("net/trained", lambda: Cell({"x": 1}))
+    context.maybe("net/0/a", lambda: Cell({"x": 1}))
+    assert context.unmet == (() if met else (pattern,))

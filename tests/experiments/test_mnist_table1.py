@@ -2,7 +2,7 @@
 
 import pytest
 
-from nettrim.experiments.mnist_table1 import at_their_pruning
+from nettrim.experiments.mnist_table1 import _table, at_their_pruning
 
 _PAPER = {
     f"{name}/{panel}: {title}": value
@@ -48,3 +48,17 @@ def test_our_default_is_judged_there_too_and_by_itself():
 
 def test_without_such_networks_nothing_is_claimed():
     assert at_their_pruning({("one", "a", "NT"): _run(50.0, 99.0, 99.0, 99.0)}, _PAPER) == []
+
+
+def test_hptd_stands_beside_our_default_where_it_ran_and_a_dash_where_an_older_part_lacks_it():
+    old = {"pruning": 70.4, "accuracy": 94.2, "tuned accuracy": 94.9}
+    new = old | {"HPTD accuracy": 60.0, "HPTD tuned accuracy": 95.2}
+    base = _run(70.0, 94.0, 95.0, 95.1) | {"trapped": 0.0, "certified": 1.0}
+    found = {(name, "b", "NT"): base for name in ("one", "two")}
+    found |= {("one", "b", "ours P"): new, ("two", "b", "ours P"): old}
+    rows = {row[0]: row[1:] for row in _table("b", {"one": {}, "two": {}}, found).rows}
+    assert rows["our default, the paper's pruning: HPTD No FT Acc. (%)"] == (60.0, None)
+    assert rows["our default, the paper's pruning: HPTD + FT Acc. (%)"] == (95.2, None)
+    beside = [claim for claim in at_their_pruning(found, _PAPER) if "HPTD's" in claim.text]
+    assert [claim.holds for claim in beside] == [False, False]
+    assert "by our default" in beside[1].text and "in 0 of 1" in beside[1].evidence

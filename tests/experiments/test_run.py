@@ -169,8 +169,21 @@ def test_what_cannot_be_run_is_said_in_one_sentence(tiny, tmp_path):
     with pytest.raises(InputError, match="--only"):
         reproduce("recovery", tmp_path / "out", quick=True, only=["nothing"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a directory"):
-        reproduce("recovery", tmp_path / "file", quick=True)
+    for place in ("file", "file/below"):
+        with pytest.raises(InputError, match="a directory"):
+            reproduce("recovery", tmp_path / place, quick=True)
+
+
+def test_a_wrong_pattern_is_refused_beside_finished_parts_and_the_page_stays(tiny, tmp_path):
+    reproduce("recovery", tmp_path / "out", quick=True, only=["s=1"])
+    page = (tmp_path / "out" / "results.md").read_bytes()
+    (tmp_path / "out" / "results.md").write_bytes(page + b"kept")
+    for wrong in (["s=3"], ["s=1/P=6", "s=3"], ["s=1/P=7"]):
+        with pytest.raises(InputError, match=r"`--only` should be patterns.*'s=[13]/?"):
+            reproduce("recovery", tmp_path / "out", quick=True, only=wrong)
+    assert (tmp_path / "out" / "results.md").read_bytes() == page + b"kept"
+    reproduce("recovery", tmp_path / "out", quick=True, only=["s=1/P=6"])
+    assert not (tmp_path / "out" / "results.md").read_bytes().endswith(b"kept")
 
 
 def test_numbers_are_shown_with_four_digits_and_what_is_missing_as_a_dash():

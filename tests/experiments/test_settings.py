@@ -5,6 +5,7 @@ import pytest
 from nettrim.errors import InputError
 from nettrim.experiments.run import load
 from nettrim.experiments.settings import names, read_settings
+from nettrim.experiments.verdicts import Sense
 
 NAMES = (
     "cascade-vs-parallel mnist-figures mnist-small mnist-table1 pcn recovery spirals spirals-tables validation-set"
@@ -63,3 +64,11 @@ def test_quick_options_lie_over_the_full_ones():
 def test_a_misspelt_name_gets_its_neighbour():
     with pytest.raises(InputError, match="Did you mean 'spirals'"):
         read_settings("spiral")
+
+
+def test_what_the_runs_were_tuned_to_is_set_not_judged():
+    entries = read_settings("mnist-table1").expected
+    chosen = [entry.key.partition(": ")[2] for entry in entries if entry.sense is Sense.SET]
+    assert chosen.count("Init. Mod. Acc. (%)") == chosen.count("NT Overall Disc. (%)") == 12 and len(chosen) == 24
+    spirals = [entry.key for entry in read_settings("spirals").expected if entry.sense is Sense.SET]
+    assert spirals == ["plain discrepancy (%)", "dropout and l1 discrepancy (%)"]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nettrim.errors import InputError
-from nettrim.experiments.verdicts import Claim, Expected, Sense, Verdict, compare, judge
+from nettrim.experiments.verdicts import Claim, Expected, Sense, Verdict, compare, in_short, judge
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,24 @@ def test_a_number_expected_twice_is_refused():
 def test_claims_are_confirmed_or_refuted():
     assert Claim("c", "N", True, "").verdict == "confirmed"
     assert Claim("c", "N", False, "").verdict == "refuted"
+
+
+@pytest.mark.parametrize("measured", [4.9, 4.95, 5.4])
+def test_what_was_chosen_to_match_is_no_outcome_however_near_it_came(measured):
+    found = judge(Expected("discrepancy", 4.95, "N", Sense.SET, within=0.05), measured)
+    assert (found.verdict, found.measured) == (Verdict.SET, measured)
+    assert "no outcome" in found.reason
+    assert judge(Expected("discrepancy", 4.95, "N", Sense.SET), None).verdict is Verdict.MISSING
+
+
+def test_numbers_that_were_set_are_counted_apart():
+    expected = [Expected("set", 1.0, "N", Sense.SET), Expected("x", 1.0, "N"), Expected("y", 1.0, "N", Sense.LOWER)]
+    measured = {"set": 1.0, "x": 1.0, "y": 0.5}
+    told = in_short(compare(expected, measured))
+    assert told == (
+        "Of 3 numbers of the paper 1 are set, chosen to match and no outcomes. Of the other 2: 1 reached, 1 better."
+    )
+    assert in_short(compare(expected[1:], measured)) == "Of 2 numbers of the paper: 1 reached, 1 better."
+    assert in_short(compare(expected[:1], measured)).endswith("no outcomes.")
+    assert in_short(compare(expected, measured, comparable=False)) == "Of 3 numbers of the paper: 3 not comparable."
+    assert in_short(()) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,11 @@ import typer
 
 from nettrim.cli import screen
 from nettrim.cli.options import Quiet
+from nettrim.cli.running import check_device
 from nettrim.errors import InputError, should
 from nettrim.experiments.run import Reproduced, reproduce
 from nettrim.experiments.settings import names, read_settings
-from nettrim.experiments.verdicts import Verdict
+from nettrim.experiments.verdicts import in_short
 from nettrim.experiments.writing import RESULTS, shown
 
 
@@ -63,6 +63,7 @@ def command(
         return
     if name is None:
         raise InputError(should("NAME", "an experiment", "none", "Known: " + ", ".join(names()) + "."))
+    check_device(device)
     folder = output or Path("reproduced") / (f"{name}-quick" if quick else name)
     done = reproduce(
         name, folder, quick=quick, only=only or (), device=device, say=(lambda text: None) if quiet else screen.say
@@ -97,6 +98,5 @@ def show(done: Reproduced) -> None:
     console = screen.out()
     for claim in done.findings.claims:
         console.print(f"{claim.verdict}: {claim.text} {claim.evidence}", markup=False, soft_wrap=True)
-    counts = Counter(entry.verdict for entry in done.compared)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-    console.print(f"{told or 'No numbers to compare'}. See {done.folder / RESULTS}.", markup=False, soft_wrap=True)
+    told = in_short(done.compared) or "No numbers to compare."
+    console.print(f"{told} See {done.folder / RESULTS}.", markup=False, soft_wrap=True)

@@ -112,9 +112,9 @@ def _claims(curves: Mapping[tuple[str, str, int], Curve], options: Mapping[str, 
                     f"kept {shares[0]:.3f} (cascade) against {shares[1]:.3f} (parallel)",
                 )
             )  # fmt: skip
-        first = min(min(share[0] for share in curve[1]) - min(share[1] for share in curve[1]) for curve in pair)
+        first = min(share[0] - max(share[1:]) for curve in pair for share in curve[1])
         claims.append(Claim(f"{name}: the first layer stays the densest.", "A section 5.1", first > 0,
-                            f"it keeps at least {first:.2f} more of its entries than the second"))  # fmt: skip
+                            f"it keeps at least {first:.2f} more of its entries than either other"))  # fmt: skip
         for scheme in _SCHEMES:
             both = [curves[key] for method in _METHODS if (key := (method, scheme, hidden)) in curves]
             at = common(both) if len(both) == 2 else []

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from nettrim.files import atomic_write
@@ -103,10 +103,7 @@ class Checkpoints:
             data = json.loads(self._record_file.read_text(encoding="utf-8"))
             if data["format"] != FORMAT or data["digest"] != self.digest:
                 return {}
-            return {
-                key: Cell(part["numbers"], {}, part["seconds"], part["made_by"], tuple(part["arrays"]))
-                for key, part in data["parts"].items()
-            }
+            return {key: _cell(part) for key, part in data["parts"].items() if _whole(part)}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
@@ -127,26 +124,58 @@ class Checkpoints:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT or data["digest"] != self.digest or data["key"] != key:
                 return None
-            arrays = load_file(self._path(key, ".safetensors")) if data["arrays"] else {}
-            if set(arrays) != set(data["arrays"]):
+            if not _whole(data):
                 return None
-            seconds = data["seconds"]
-            return Cell(data["numbers"], arrays, None if seconds is None else float(seconds), data["made_by"])
+            cell = _cell(data)
+            if not cell.missing:
+                return cell
+            content = self._path(key, ".safetensors").read_bytes()
+            if data.get("sha256", _hash(content)) != _hash(content):  # parts of earlier versions have none
+                return None
+            arrays = load(content)
+            return replace(cell, arrays=arrays, missing=()) if set(arrays) == set(cell.missing) else None
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None  # absent, damaged or half written: it is made again
 
     def write(self, key: str, cell: Cell) -> None:
         """Keep a finished cell; the JSON file appears last and whole, so that it vouches for the arrays."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        data = {"format": FORMAT, "key": key, "digest": self.digest, **cell.described}
         if cell.arrays:
             arrays = {name: array.detach().cpu().contiguous().clone() for name, array in cell.arrays.items()}
-            atomic_write(self._path(key, ".safetensors"), save(arrays))
-        data = {"format": FORMAT, "key": key, "digest": self.digest, **cell.described}
+            content = save(arrays)
+            atomic_write(self._path(key, ".safetensors"), content)
+            data["sha256"] = _hash(content)
         atomic_write(self._path(key, ".json"), json.dumps(data, indent=1).encode())
 
     def _path(self, key: str, suffix: str) -> Path:
         plain = re.sub(r"[^A-Za-z0-9._=+-]+", "_", key)
         return self.folder / f"{plain}-{hashlib.sha256(key.encode()).hexdigest()[:6]}{suffix}"
+
+
+def _whole(part: Any) -> bool:
+    """Whether a part as read from JSON has all that a cell needs, of the right types; if not it is made again."""
+    return (
+        isinstance(part, dict)
+        and isinstance(part.get("numbers"), dict)
+        and bool(part["numbers"])
+        and isinstance(part.get("seconds", ""), int | float | None)
+        and isinstance(part.get("made_by"), str)
+        and isinstance(part.get("arrays"), list)
+        and all(isinstance(name, str) for name in part["arrays"])
+    )
+
+
+def _cell(part: Mapping[str, Any]) -> Cell:
+    """The cell that a whole part tells of, its arrays missing."""
+    seconds = part["seconds"]
+    return Cell(
+        part["numbers"], {}, None if seconds is None else float(seconds), part["made_by"], tuple(part["arrays"])
+    )
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def as_state(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -62,9 +62,11 @@ class Context:
     made: list[str] = field(default_factory=list)
     used: dict[str, Cell] = field(default_factory=dict)  # every cell, also of an earlier run, without its arrays
     notes: list[str] = field(default_factory=list)  # for the page
+    met: set[str] = field(default_factory=set)  # patterns of `only` that some cell goes by
 
     def cell(self, key: str, make: Callable[[], Cell]) -> Cell:
         """The finished cell from an earlier run, or a new one, kept as soon as it is made."""
+        self.meet(key)
         found = self.checkpoints.read(key)
         if found is None:
             started = time.perf_counter()
@@ -94,7 +96,17 @@ class Context:
 
     def wanted(self, key: str) -> bool:
         """Whether a cell, or a group of cells with at least one of its own, is among those asked for."""
+        self.meet(key)
         return not self.only or any(_meets(key, pattern) for pattern in self.only)
+
+    def meet(self, key: str) -> None:
+        """Take note of the patterns that are of this cell or of a group around it: they name something."""
+        self.met.update(pattern for pattern in self.only if _within(key, pattern))
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """The patterns that no cell went by, whether made now or before."""
+        return tuple(pattern for pattern in self.only if pattern not in self.met)
 
     def maybe(self, key: str, make: Callable[[], Cell]) -> Cell | None:
         """The cell if it is wanted or there from an earlier run, else None."""
@@ -104,7 +116,12 @@ class Context:
 def _meets(key: str, pattern: str) -> bool:
     """Whether a pattern is of this cell or group, of a group around it, or of something inside it."""
     above = "/".join(pattern.split("/")[: key.count("/") + 1])
-    return fnmatch(key, pattern) or fnmatch(key, f"{pattern}/*") or (above != pattern and fnmatch(key, above))
+    return _within(key, pattern) or (above != pattern and fnmatch(key, above))
+
+
+def _within(key: str, pattern: str) -> bool:
+    """Whether a pattern is of this cell or group, or of a group around it."""
+    return fnmatch(key, pattern) or fnmatch(key, f"{pattern}/*")
 
 
 def mean(values: Sequence[float]) -> float:

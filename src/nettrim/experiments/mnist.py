@@ -59,6 +59,17 @@ class Images:
             self.side,
         )
 
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on a device."""
+        return Images(
+            self.source,
+            self.train.to(device),
+            self.train_labels.to(device),
+            self.test.to(device),
+            self.test_labels.to(device),
+            self.side,
+        )
+
 
 def cache_folder() -> Path:
     """The user's cache for data sets (XDG_CACHE_HOME, ~/.cache)."""

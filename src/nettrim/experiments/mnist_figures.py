@@ -108,12 +108,15 @@ def _band_claims(name: str, matrices: Mapping[str, Tensor], data: Images) -> lis
 def _noise(
     context: Context, data: Images, dense: nn.Module, found: Mapping[str, Cell], name: str
 ) -> dict[str, tuple[list[float], list[float]]]:
-    levels, draws = context.options["levels"], context.options["draws"]
+    levels, draws, device = context.options["levels"], context.options["draws"], context.device or "cpu"
 
     def marks(state: Mapping[str, Tensor] | None, key: str) -> list[float]:
         def make() -> Cell:
-            model = _Swapped(dense, state) if state is not None else dense
-            return Cell({"accuracy": robustness(model, data.test, data.test_labels, levels, draws)})
+            model = dense
+            if state is not None:  # from a file it comes to the CPU
+                model = _Swapped(dense, {name: tensor.to(device) for name, tensor in state.items()})
+            tests, labels = data.test.to(device), data.test_labels.to(device)
+            return Cell({"accuracy": robustness(model, tests, labels, levels, draws)})
 
         return list(context.cell(f"{name}/noise/{key}", make).numbers["accuracy"])
 

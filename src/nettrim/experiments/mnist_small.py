@@ -48,7 +48,7 @@ def data_source(options: Mapping[str, Any]) -> Source:
 
 def run(context: Context) -> Findings:
     """Each sample count: three epsilons, the combination of layers that validates best, and noise."""
-    options = context.options
+    options, device = context.options, context.device or "cpu"
     images = load_images(options["stand_in"])
     rows, numbers, claims, notes = [], {}, [], []
     panels: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {}
@@ -60,7 +60,7 @@ def run(context: Context) -> Findings:
             continue
         data = images.first(count, options["tests"])
         network, _ = trained(context, data, hidden, options["training"], options["seed"], key, as_h2o=bool(suffix))
-        dense = network()
+        dense, data = network(), data.to(device)
         _drop_constant_inputs(dense, data.train)
         states = {method: _parts(context, data, dense, key, method) for method in _METHODS}
         told, layers = "the paper's method, chosen", _layers(dense)
@@ -77,7 +77,7 @@ def run(context: Context) -> Findings:
         if missing:
             notes.append(f"{key}: epsilon {', '.join(missing)} has not run; the choice is among the others.")
         held = slice(count, count + options["validation"])
-        choose = images.train[held], images.train_labels[held]
+        choose = images.train[held].to(device), images.train_labels[held].to(device)
         combined = {method: list(_combine(dense, layers, data, found, choose)) for method, found in states.items()}
         paper = max(combined["paper"], key=lambda one: (one.validated, -sum(one.weights)))
         named = {"trained": None, told: paper} | _ours(combined["default"], paper)
@@ -121,8 +121,8 @@ def _trim(context: Context, data: Images, dense: nn.Module, epsilon: float, meth
     if method == _FIRST:
         how["targets"] = _layers(dense)[:1]
     pruned = prune(
-        dense, data.train.to(context.device or "cpu"), epsilon, budget="neuron", device=context.device,
-        tolerance=context.options["tolerance"], **how,
+        dense, data.train, epsilon, budget="neuron", device=context.device, tolerance=context.options["tolerance"],
+        **how,
     )  # fmt: skip
     return Cell(pruned.numbers(), of_state(pruned.model, ""))
 
@@ -195,7 +195,7 @@ def _corrected(data: Images, dense: nn.Module, trimmed: nn.Module, count: int) -
         tests = data.test if level == 0 else noisy(data.test, level, 0)
         old, new = dense(tests).argmax(1), trimmed(tests).argmax(1)
         for place in ((old != data.test_labels) & (new == data.test_labels)).nonzero()[: count // 4, 0].tolist():
-            images.append(tests[place].reshape(data.side, data.side).clamp(0, 1).numpy())
+            images.append(tests[place].reshape(data.side, data.side).clamp(0, 1).cpu().numpy())
             titles.append(f"{old[place]} → {new[place]}")
     blank = [torch.zeros(data.side, data.side).numpy()]
     return figures.digits(images or blank, titles or ["none"])

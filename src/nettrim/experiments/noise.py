@@ -17,7 +17,7 @@ def noisy(images: Tensor, level: float, seed: int) -> Tensor:
     Neither paper defines its percentages; this is the ratio of noise to signal.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.shape, generator=generator)
+    noise = torch.randn(images.shape, generator=generator).to(images.device)  # the same on every device
     return images + (level * images.norm() / noise.norm()) * noise
 
 

@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 import torch
 
-from nettrim.errors import InputError, should
+from nettrim.errors import InputError, near, should
 from nettrim.experiments.checkpoints import Checkpoints, settings_digest
 from nettrim.experiments.context import Context, Findings, Say, Source
 from nettrim.experiments.settings import Settings, read_settings
@@ -61,13 +62,12 @@ def reproduce(
 
     `quick`: a small version that takes under two minutes. `only`: patterns of the parts to run ("NN2-10K"); parts
     that an earlier run finished are shown all the same.
-    Raises InputError for an unknown name or part, DataError for missing data.
+    Raises InputError for an unknown name or part and for a folder that cannot be written, DataError for missing data.
     """
     settings, experiment = load(name)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(should("--output", "a directory", repr(str(folder))))
     options = settings.options(quick)
     data = experiment.data_source(options)
+    _check_folder(folder)
     facts = {"name": name, "version": __version__, "data": data.name, "options": options}
     checkpoints = Checkpoints(folder / "parts", settings_digest(facts))
     context = Context(
@@ -79,11 +79,13 @@ def reproduce(
     say(f"Finished parts go to {folder}: an interrupted run goes on from there when it is started again.")
     started = time.perf_counter()
     findings = experiment.run(context)
+    if context.unmet:
+        wrong = ", ".join(map(repr, context.unmet))
+        cure = near(context.unmet[0], context.used)
+        raise InputError(should("--only", "patterns that some part matches", wrong, cure))
     findings = replace(findings, notes=(*findings.notes, *context.notes))
     times = [cell.seconds for cell in context.used.values() if cell.seconds is not None]
     seconds = sum(times) or time.perf_counter() - started
-    if only and not context.used:
-        raise InputError(should("--only", "a pattern that some part matches", ", ".join(map(repr, only))))
     compared = compare(settings.expected, findings.numbers, comparable=data.papers and not quick)
     run_facts = RunFacts(
         command=f"nettrim reproduce {name}" + (" --quick" if quick else ""),
@@ -114,6 +116,19 @@ def made_by() -> str:
     except (OSError, subprocess.SubprocessError):
         return f"nettrim {__version__}"
     return f"nettrim {__version__}, commit {commit}" if tracked.returncode == 0 else f"nettrim {__version__}"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before hours of work, a folder that cannot be made or written. Raises InputError."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(should("--output", "a directory", repr(str(folder))))
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        got = f"{str(folder)!r} ({error.strerror or error})"
+        raise InputError(should("--output", "a directory that can be written", got)) from error
 
 
 def _minutes(minutes: float) -> str:

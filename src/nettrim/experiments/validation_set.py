@@ -87,7 +87,7 @@ def _trim(
     matrices = [parameter.detach() for parameter in pruned.model.parameters() if parameter.ndim > 1]
     more = {
         "accuracy": tested(pruned.model, data, context),
-        "test discrepancy": discrepancy(dense, pruned.model, data.test),
+        "test discrepancy": discrepancy(dense, pruned.model, data.test.to(context.device or "cpu")),
         "inputs": sum(int((matrix != 0).any(0).sum()) for matrix in matrices),
         "largest": max(float(matrix.abs().max()) for matrix in matrices),
     }

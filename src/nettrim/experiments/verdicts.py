@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,23 +17,25 @@ class Verdict(StrEnum):
     REACHED = "reached"
     BETTER = "better"
     DIFFERS = "differs"
+    SET = "set"  # chosen to match the paper's, so it is no outcome
     MISSING = "not run"
     UNLIKE = "not comparable"  # another size, or other data
 
 
 class Sense(StrEnum):
-    """Which way is better; MATCH where neither is."""
+    """Which way is better; MATCH where neither is, SET where the run was made to have the paper's number."""
 
     HIGHER = "higher"
     LOWER = "lower"
     MATCH = "match"
+    SET = "set"
 
 
 @dataclass(frozen=True)
 class Expected:
     """One number of a paper: where it stands there, which way is better, and how near counts as reached.
 
-    `within` is absolute, in the number's own unit. `why` says why ours differs, where it is known to. `no_run` is what
+    `within` is absolute, in the number's own unit. `why` says why ours differs, where it is known to. `instead` is what
     the paper has in place of a number ("EMT"), and then `value` is NaN.
     """
 
@@ -70,16 +73,20 @@ class Claim:
 
 
 def judge(expected: Expected, measured: float | None) -> Compared:
-    """The verdict on one number: reached within its margin, better beyond it in the good direction, else differs."""
+    """The verdict on one number: reached within its margin, better beyond it in the good direction, else differs.
+
+    A number that was set is not judged, however near it came.
+    """
     if measured is None or math.isnan(measured):
         return Compared(expected, None, Verdict.MISSING, "")
+    if expected.sense is Sense.SET:
+        return Compared(expected, measured, Verdict.SET, expected.why or "Chosen to match the paper, no outcome.")
     if math.isnan(expected.value):  # the paper's method failed there, as "EMT" says
         return Compared(expected, measured, Verdict.DIFFERS, expected.why or f"The paper has {expected.instead} here.")
     excess = measured - expected.value
     if abs(excess) <= expected.within * (1 + 1e-9):
         return Compared(expected, measured, Verdict.REACHED, "")
-    good = {Sense.HIGHER: excess > 0, Sense.LOWER: excess < 0, Sense.MATCH: False}[expected.sense]
-    if good:
+    if (expected.sense is Sense.HIGHER and excess > 0) or (expected.sense is Sense.LOWER and excess < 0):
         return Compared(expected, measured, Verdict.BETTER, "")
     return Compared(expected, measured, Verdict.DIFFERS, expected.why or "No reason is known.")
 
@@ -102,3 +109,16 @@ def compare(
     return tuple(
         entry if entry.measured is None else replace(entry, verdict=Verdict.UNLIKE, reason=why) for entry in judged
     )
+
+
+def in_short(compared: Sequence[Compared]) -> str:
+    """How many numbers have which verdict, in a sentence; those that were set stand apart. Empty for no numbers."""
+    counts = Counter(entry.verdict for entry in compared)
+    given = counts.pop(Verdict.SET, 0)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    if not compared:
+        return ""
+    if not given:
+        return f"Of {len(compared)} numbers of the paper: {told}."
+    apart = f"Of {len(compared)} numbers of the paper {given} are set, chosen to match and no outcomes"
+    return f"{apart}. Of the other {len(compared) - given}: {told}." if told else f"{apart}."

@@ -15,7 +15,7 @@ from typing import Any
 
 from nettrim.experiments.context import Findings
 from nettrim.experiments.settings import Settings
-from nettrim.experiments.verdicts import Compared, Verdict
+from nettrim.experiments.verdicts import Compared, Sense, in_short
 from nettrim.files import atomic_write
 
 RESULTS, VERDICTS, FACTS = "results.md", "verdicts.csv", "run.json"
@@ -81,9 +81,7 @@ def markdown(
         "",
     ]
     if compared:
-        counts = Counter(entry.verdict for entry in compared)
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-        lines += [f"Of {len(compared)} numbers of the paper: {told}.", ""]
+        lines += [in_short(compared), ""]
     if findings.claims:
         lines += ["## Claims", "", *_md(("claim", "where", "verdict", "evidence"), [
             (claim.text, claim.where, f"**{claim.verdict}**", claim.evidence) for claim in findings.claims
@@ -120,7 +118,7 @@ def _verdict_row(entry: Compared, plain: bool = False) -> tuple[Any, ...]:
     verdict = str(entry.verdict) if plain else f"**{entry.verdict}**"
     paper = expected.instead or expected.value
     within = expected.within or ""
-    sense = "–" if expected.sense == "match" else expected.sense
+    sense = expected.sense if expected.sense in (Sense.HIGHER, Sense.LOWER) else "–"
     return expected.key, expected.where, paper, entry.measured, str(sense), within, verdict, entry.reason
 
 
