@@ -120,5 +120,6 @@ def in_short(compared: Sequence[Compared]) -> str:
         return ""
     if not given:
         return f"Of {len(compared)} numbers of the paper: {told}."
-    apart = f"Of {len(compared)} numbers of the paper {given} are set, chosen to match and no outcomes"
-    return f"{apart}. Of the other {len(compared) - given}: {told}." if told else f"{apart}."
+    be = "is" if given == 1 else "are"
+    apart = f"Of {len(compared)} numbers of the paper {given} {be} set: chosen to match, no outcome."
+    return f"{apart} Of the other {len(compared) - given}: {told}." if told else apart
