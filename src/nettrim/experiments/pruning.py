@@ -58,13 +58,16 @@ class Pruned:
 
 
 def prune(model: nn.Module, data: Tensor, epsilon: float | Mapping[str, float], **options: Any) -> Pruned:
-    """Trim `model` on all of `data` with the options of `nettrim.trim`, and measure."""
+    """Trim `model` on all of `data` with the options of `nettrim.trim`, and measure.
+
+    The trimmed network lies where `model` does, wherever the programs were solved.
+    """
     trimmed = trim(model, data, epsilon=epsilon, holdout=0.0, progress=False, **options)
     result = trimmed.report.result
     layers = [layer for layer in result.layers if layer.skipped is None]
     bound = result.network.bound
     return Pruned(
-        model=trimmed.model,
+        model=trimmed.model.to(next(model.parameters()).device),
         epsilon=epsilon,
         weights=tuple(layer.nonzeros_after for layer in layers),
         discrepancy=100 * result.network.discrepancy,
