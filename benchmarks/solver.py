@@ -23,12 +23,12 @@ import torch
 from cases import Entry, catalogue, scaling
 from measure import TOLERANCE, Answer, fingerprint, in_child, ours, unit, work
 from problems import Case, images
-from published_admm import PublishedAdmm, best_rho, natural_rho
+from published_admm import RELAXATIONS, PublishedAdmm, best_settings, natural_rho
 from rivals import race, race_lp
 from solver_report import RESULTS, write
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-_TUNING = 4  # a rival's search for its settings may take this many times its limit
+_TUNING = 4  # the published ADMM's search for rho, at each relaxation, and its run may take this many limits
 
 
 class Record:
@@ -139,11 +139,12 @@ class Run:
 
 
 def _published(case: Case, limit: float) -> dict[str, Any]:
-    """All live neurons at once, as ours; rho found on a neuron that is not among them."""
+    """All live neurons at once, as ours; rho and relaxation found on a neuron that is not among them."""
     live = case.live.nonzero()[:, 0]
     program, initial = case.spare or (case.of(live[:1]).program, case.initial[live[:1]])
-    rho = in_child(lambda: best_rho(program, initial), _TUNING * limit).value or natural_rho(program, initial)
-    admm = PublishedAdmm(rho, limit=_TUNING * limit)
+    found = in_child(lambda: best_settings(program, initial), len(RELAXATIONS) * _TUNING * limit).value
+    rho, relaxation = found or (natural_rho(program, initial), RELAXATIONS[-1])
+    admm = PublishedAdmm(rho, relaxation, limit=_TUNING * limit)
 
     def run() -> dict[str, Any]:
         told = admm.solve(case.program.rows(live), TOLERANCE)
@@ -159,7 +160,7 @@ def _published(case: Case, limit: float) -> dict[str, Any]:
         }
 
     answer = in_child(run, 3 * _TUNING * limit)  # its checks are not charged, but take time
-    return _told(answer, limit / len(live)) | {"rho": rho, "neurons": live.tolist()}
+    return _told(answer, limit / len(live)) | {"rho": rho, "relaxation": relaxation, "neurons": live.tolist()}
 
 
 def _told(answer: Answer, limit: float) -> Any:
