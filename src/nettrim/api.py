@@ -150,7 +150,7 @@ def trim(
     recipe: Recipe | None = None,
     _given: frozenset[str] = frozenset(),
 ) -> Trimmed:
-    """Trim a trained network: the sparsest weights whose responses stay within a tolerance of the original ones.
+    """Trim a trained network: sparse weights, of least l1 norm, whose responses stay within a tolerance.
 
     model: a torch.nn.Module, the path of an .onnx file or a loaded ModelProto; it is not changed. data: a tensor
     (samples, ...) or an iterable of batches; of a model with several inputs tuples or dicts of them.
@@ -207,7 +207,8 @@ def trim(
     network = build_network(source, samples, recipe, device, None if memory_budget is None else memory_budget // 2)
     store = None
     if checkpoint is not None:
-        store = Checkpoint.open(checkpoint, identity(network, network.state(), samples.digest, recipe))
+        about = identity(network, samples.calibration, samples.identity(cut=recipe.positions is not None), recipe)
+        store = Checkpoint.open(checkpoint, about)
     alone = memory_budget is not None
     try:
         with (

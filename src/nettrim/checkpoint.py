@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -33,8 +34,9 @@ from nettrim.version import __version__
 
 MANIFEST = "checkpoint.json"
 _FORMAT = 1
-_PARTS = ("model", "data", "recipe")
+_PARTS = ("data", "model", "recipe")  # compared in this order: a model's answers are those to the data
 _MAGIC = b"nettrim\x01"
+_MEASURED = 1e-2  # by which a number that another machine measured may differ
 _SHOWN = 3  # differences named in a message
 _HEADER = 1 << 26  # bytes of a header that is believed
 _HASH = 32  # bytes
@@ -253,7 +255,8 @@ def _compare(path: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
         cure = "Resume with the version of nettrim that wrote it."
         raise InputError(should("checkpoint", f"in format {_FORMAT}", f"format {kind!r}", cure))
     for part in _PARTS:
-        found = list(_differences(before.get(part, {}), manifest.get(part, {})))
+        within = _MEASURED if part == "model" else 0.0
+        found = list(_differences(before.get(part, {}), manifest.get(part, {}), within))
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             got = f"{str(path)!r}, of another {part}: {', '.join(found[:_SHOWN])}{more}"
@@ -267,12 +270,17 @@ def _compare(path: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"Resumed from a checkpoint begun with {', '.join(other)}.",) if other else ()
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: float) -> Iterator[str]:
+    """Names with other values; numbers that were measured may differ by the share `within`."""
     for name in [*before, *(name for name in now if name not in before)]:
         if name not in now or name not in before:
             yield f"{name} {'there' if name in before else 'here'} only"
-        elif before[name] != now[name]:
+        elif before[name] != now[name] and not _near(before[name], now[name], within):
             yield f"{name} {_show(before[name])} there, {_show(now[name])} here"
+
+
+def _near(before: Any, now: Any, within: float) -> bool:
+    return isinstance(before, float) and isinstance(now, float) and math.isclose(before, now, rel_tol=within)
 
 
 def _show(value: Any) -> str:

@@ -33,6 +33,12 @@ class Samples:
         """How many samples are calibrated on."""
         return sum(batch.size for batch in self.calibration)
 
+    def identity(self, *, cut: bool) -> dict[str, Any]:
+        """What tells these samples from others, as plain values; with `cut`, how they are cut into batches, too."""
+        held = "apart" if self.separate else "of them"
+        found: dict[str, Any] = {"sha256": self.digest, "calibrated on": self.count, "held out": held}
+        return found | ({"batches": [batch.size for batch in self.calibration]} if cut else {})
+
 
 def split_samples(
     model: nn.Module | None, data: Any, holdout: Any, seed: int, *, limit: int | None = None, inputs: int = 1

@@ -148,6 +148,7 @@ def test_blocks_of_another_program_are_solved_again(tmp_path, monkeypatch, same)
         (lambda: trimmed("DIR", penalty=nettrim.L1(torch.rand(6))), "recipe"),
         (lambda: trimmed("DIR", model=network(1)[0]), "model: 0."),
         (lambda: trimmed("DIR", data=network(1)[1]), "data"),
+        (lambda: trimmed("DIR", holdout=network(1)[1]), "data: held out"),
     ],
 )
 def test_a_checkpoint_of_another_trim_is_refused(tmp_path, monkeypatch, change, named):
@@ -157,6 +158,42 @@ def test_a_checkpoint_of_another_trim_is_refused(tmp_path, monkeypatch, change, 
     with pytest.raises(InputError, match=f"of another {named}"):
         change()
     assert before == {path: path.read_bytes() for path in (tmp_path / "DIR").iterdir()}
+
+
+class Scaled(nn.Module):
+    """The same weights whatever its scale, which no state dictionary has."""
+
+    def __init__(self, scale, kept):
+        super().__init__()
+        self.layers = network()[0]
+        if kept == "buffer":
+            self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        else:
+            self.scale = {"number": float, "tensor": torch.tensor, "whole": int}[kept](scale)
+
+    def forward(self, x):
+        return self.layers(x * self.scale)
+
+
+@pytest.mark.parametrize("kept", ["number", "tensor", "whole", "buffer"])
+def test_a_checkpoint_of_another_forward_pass_is_refused(tmp_path, kept):
+    """Its layers would be certified on samples that the network at hand never sees."""
+    trimmed(tmp_path, model=Scaled(1.0, kept))
+    with pytest.raises(InputError, match="of another model: .*(operations|answers)"):
+        trimmed(tmp_path, model=Scaled(3.0, kept))
+    assert trimmed(tmp_path, model=Scaled(1.0, kept)).report.layers[0].certified
+
+
+def test_a_checkpoint_knows_batches_where_positions_are_drawn_by_them(tmp_path):
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
+    data = torch.randn(40, 2, 8)
+    for positions, folder in ((None, tmp_path / "all"), (2, tmp_path / "some")):
+        trimmed(folder, model=model, data=list(data.split(10)), positions=positions)
+        if positions is None:
+            trimmed(folder, model=model, data=list(data.split(8)))
+        else:
+            with pytest.raises(InputError, match="of another data: batches"):
+                trimmed(folder, model=model, data=list(data.split(8)), positions=positions)
 
 
 def test_every_block_has_a_line_in_the_log(tmp_path):

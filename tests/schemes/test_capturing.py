@@ -16,7 +16,7 @@ from nettrim.checkpoint import Checkpoint
 from nettrim.executors import LocalExecutor, Shard, Unfinished
 from nettrim.executors.base import Held
 from nettrim.models.capture import join_samples
-from nettrim.models.store import SampleStore
+from nettrim.models.store import Memory, SampleStore
 from nettrim.models.torch_network import TorchNetwork
 from nettrim.schemes import capturing
 from nettrim.schemes.capturing import Captures, _ranges
@@ -132,7 +132,7 @@ def test_joined_samples_go_to_files_beyond_the_budget(tmp_path):
     model, data, _ = networks()["plain"]
     network = TorchNetwork(model, data[:4])
     parts = [network.capture([batch], ["0"])["0"] for batch in data.split(4)]
-    store = SampleStore(100, tmp_path)
+    store = SampleStore(Memory(100), tmp_path)
     joined = join_samples("0", iter(parts), store)
     assert list(tmp_path.rglob("*0.inputs.npy"))
     assert same(joined, network.capture(data.split(4), ["0"])["0"])

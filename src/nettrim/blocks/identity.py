@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nettrim.checkpoint import digest_tensors
@@ -14,12 +15,21 @@ from nettrim.recipe import Recipe
 _SHORT = 16  # hexadecimal digits that tell tensors of one name apart
 
 
-def identity(network: Network, tensors: Mapping[str, Tensor], data: str, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Of a network whose tensors are `tensors`, and of data with the digest `data`."""
-    model = {name: digest_tensors({name: tensor})[:_SHORT] for name, tensor in tensors.items()}
+def identity(
+    network: Network, batches: Sequence[object], data: Mapping[str, Any], recipe: Recipe
+) -> dict[str, dict[str, Any]]:
+    """Of a network before it is trimmed, and of data as plain values, digests among them.
+
+    The network's tensors and operations, and, for what these do not show, the norm of its answers to all `batches`.
+    """
+    model: dict[str, Any] = {
+        name: digest_tensors({name: tensor})[:_SHORT] for name, tensor in network.state().items()
+    }
+    model["operations"] = network.operations[:_SHORT]
+    model["answers"] = float(torch.linalg.vector_norm(network.outputs(batches), dtype=torch.float64))
     for layer in network.layers:
         model[f"layer {layer.name}"] = f"{layer.kind} {layer.shape} {layer.activation}"
-    return {"model": model, "data": {"sha256": data}, "recipe": _options(recipe)}
+    return {"model": model, "data": dict(data), "recipe": _options(recipe)}
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Trim a model: the sparsest weights whose responses stay within a tolerance of the original ones.
+    """Trim a model: sparse weights, of least l1 norm, whose responses stay within a tolerance of the original ones.
 
     MODEL is an .onnx file, or package.module:function, a Python function (yours, and run) that returns a torch module.
 

@@ -26,6 +26,7 @@ from nettrim.layerwise.trim import finished, record, worst_violation
 from nettrim.models.base import Layer
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, Status
+from nettrim.solvers.presolve import at_zero
 
 # of the recipe's tolerance for each row: the gaps of bound and weights and the multiplier's error add up
 _SHARPER = 0.25
@@ -189,12 +190,9 @@ def rough_multiplier(program: Program, dense: Tensor, share: float, means: Means
 def zero_squares(program: Program) -> Tensor:
     """Squared distances of zero weights that count in the ball, (rows,) float64 on the CPU; inf where they break an
     entry that must be met."""
-    gap = (program.lower.clamp(min=0) + program.upper.clamp(max=0)).to(torch.float64)
-    hard = program.hard()
-    if hard is None:
-        return gap.square().sum(dim=0).cpu()
-    squares = torch.where(hard, 0.0, gap).square().sum(dim=0)
-    return torch.where((hard & (gap != 0)).any(dim=0), torch.inf, squares).cpu()
+    zero = at_zero(program)
+    squares = zero.squares if zero.worst is None else torch.where(zero.worst > 0, torch.inf, zero.squares)
+    return squares.cpu()
 
 
 def _solve_rows(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nettrim.certificates.program import distances
 from nettrim.errors import InputError, should
-from nettrim.layerwise.matrices import augmented, preactivations, with_ones
+from nettrim.layerwise.matrices import augmented, preactivations, row_chunks, with_ones
 from nettrim.layerwise.task import LayerTask, Piece, check_finite
 from nettrim.models.base import Layer
 from nettrim.programs import Activation, Program, get_activation, group_sums
@@ -99,7 +99,10 @@ class _Build:
     @cached_property
     def _squares(self) -> Tensor:
         """The squared norm of every row's responses, (rows,)."""
-        return self.responses.to(torch.float64).square().sum(dim=0).cpu()
+        squares = torch.zeros(self.responses.shape[1], dtype=torch.float64, device=self.responses.device)
+        for chunk in row_chunks(*self.responses.shape):
+            squares += self.responses[chunk].to(torch.float64).square_().sum(dim=0)
+        return squares.cpu()
 
     def _asked(self, program: Program) -> Tensor:
         """The recipe's epsilon of each budget group."""

@@ -92,6 +92,11 @@ class Network(Protocol):
         """
         ...
 
+    @property
+    def operations(self) -> str:
+        """A digest of what the network does besides its stored tensors, as it came."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Every stored tensor by its name, with the present weights."""
         ...

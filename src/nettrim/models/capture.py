@@ -16,7 +16,7 @@ from nettrim.models.base import LayerSamples
 from nettrim.models.batches import Batch
 from nettrim.models.match import Addition, Use, branches
 from nettrim.models.operations import linear_call
-from nettrim.models.running import refusal
+from nettrim.models.running import evaluating, refusal
 from nettrim.models.store import SampleStore, Writer
 from nettrim.models.trace import Call, Listener, Node, Trace, record
 from nettrim.models.unfold import patches, responses_at, rows_per_sample
@@ -160,13 +160,15 @@ class Collector(Listener):
         )
 
 
-def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector, first: int = 0) -> None:
+def collect(module: nn.Module, batches: Sequence[Batch], collector: Collector, seed: int, first: int = 0) -> None:
     """Run a module over batches, the first of which has this number; each pass ends when the last layer asked for has
-    answered."""
-    for index, batch in enumerate(batches, first):
-        collector.start(index)
-        run_pass(module, batch, index, collector)
-        collector.finish()
+    answered. What a pass draws depends on `seed` and its batch's number alone."""
+    with evaluating(module, seed) as begin:
+        for index, batch in enumerate(batches, first):
+            begin(index)
+            collector.start(index)
+            run_pass(module, batch, index, collector)
+            collector.finish()
 
 
 def run_pass(module: nn.Module, batch: Batch, index: int, listener: Listener) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -15,6 +16,14 @@ from nettrim.models.onnx_import import onnx
 MAX_BYTES = 2**31 - 1  # protobuf's own limit, and what ONNX Runtime takes as bytes
 _NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])")  # C++ signatures
 _PICKLE, _ZIP = b"\x80", b"PK"
+
+
+def operations_digest(model: onnx.ModelProto) -> str:
+    """SHA-256 of a model's nodes, inputs and outputs: all but the tensors it stores."""
+    sha = hashlib.sha256()
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.opset_import):
+        sha.update(part.SerializeToString(deterministic=True))
+    return sha.hexdigest()
 
 
 def read_model(

@@ -19,7 +19,7 @@ from nettrim.models.capture import Positions
 from nettrim.models.onnx_capture import Collector, values_of
 from nettrim.models.onnx_constants import Shapes
 from nettrim.models.onnx_edit import Editor, write_tensor
-from nettrim.models.onnx_file import read_model
+from nettrim.models.onnx_file import operations_digest, read_model
 from nettrim.models.onnx_flow import flow_of, measured_shapes
 from nettrim.models.onnx_graph import FLOATS, Graph, main_output, to_array
 from nettrim.models.onnx_import import onnx
@@ -29,7 +29,7 @@ from nettrim.models.onnx_run import Part, as_batch, chunks
 from nettrim.models.onnx_sites import Site, add_bias, prepare, widened
 from nettrim.models.onnx_write import clean, write_model
 from nettrim.models.selection import Candidate, select
-from nettrim.models.store import SampleStore
+from nettrim.models.store import Memory, SampleStore
 from nettrim.models.unfold import matrix_of, weight_of
 
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -96,7 +96,8 @@ class OnnxNetwork:
         if untouched is not None and before is not None and not self._sampled:
             self._chain, self._skipped = chain_with(self._skipped, OnnxNetwork(untouched, threads=threads))
         self._whole = None
-        self._stores: list[SampleStore] = []
+        self._stores, self._memory = list[SampleStore](), Memory(memory_budget)
+        self.operations = operations_digest(self.model)
         self._index()
         for site in self._sites.values():
             if site.bias is not None:
@@ -155,7 +156,7 @@ class OnnxNetwork:
 
     def new_store(self) -> SampleStore:
         """An empty store for samples, within the memory budget; its files go with `close`."""
-        self._stores.append(SampleStore(self.memory_budget))
+        self._stores.append(SampleStore(self._memory))
         return self._stores[-1]
 
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from nettrim.models.batches import Batch
 from nettrim.models.trace import Trace, record
 
 _STACK = "Single samples become a batch by torch.stack."
+_STRIDE = 0x9E3779B97F4A7C15  # between the seeds of two batches
+_ALIKE = 1e-4  # relative difference of two answers that are the same but for rounding
 _EXAMPLE_ROWS = 2  # of the batch on which the structure is found: enough to tell rows from features
 
 
@@ -40,8 +42,11 @@ def deep_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(module: nn.Module, seed: int) -> Iterator[None]:
-    """Evaluation mode and a seeded random state; flags, buffers and the random state are put back afterwards."""
+def evaluating(module: nn.Module, seed: int) -> Iterator[Callable[[int], None]]:
+    """Evaluation mode and a seeded random state; flags, buffers and the random state are put back afterwards.
+
+    Yields a function that seeds anew for the batch with a number, whatever passes came before.
+    """
     flags = {part: part.training for part in module.modules()}
     buffers = [(part, *item) for part in module.modules() for item in part._buffers.items()]
     kept = [None if buffer is None else buffer.clone() for _, _, buffer in buffers]
@@ -51,10 +56,15 @@ def evaluating(module: nn.Module, seed: int) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # observed and unobserved runs take the same kernels
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-            yield
+
+            def begin(number: int) -> None:
+                own = (seed + number * _STRIDE) % 2**63
+                torch.default_generator.manual_seed(own)
+                for device in devices:
+                    torch.cuda.default_generators[device.index or 0].manual_seed(own)
+
+            begin(0)
+            yield begin
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for part, flag in flags.items():
@@ -102,6 +112,17 @@ def refusal(module: nn.Module, batch: Batch, error: Exception, index: int | None
 def _is_flat(batch: Batch) -> bool:
     """Whether all inputs are vectors of floating numbers, as single samples are."""
     return all(leaf.dim() == 1 and leaf.is_floating_point() for leaf in batch.tensors())
+
+
+def is_random(module: nn.Module, example: Batch, seed: int) -> bool:
+    """Whether the module answers the same samples differently under another seed."""
+    answers = []
+    with evaluating(module, seed) as begin, torch.no_grad():
+        for number in (0, 1):
+            begin(number)
+            answers.append(first_output(module(*example.args, **example.kwargs)).detach().to("cpu", torch.float64))
+    difference = torch.linalg.vector_norm((answers[1] - answers[0]).nan_to_num())
+    return bool(difference > _ALIKE * torch.linalg.vector_norm(answers[0].nan_to_num()))
 
 
 def first_output(result: Any) -> Tensor:

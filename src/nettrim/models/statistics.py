@@ -77,8 +77,9 @@ def reestimate(module: nn.Module, norms: Sequence[Norm], batches: Sequence[Batch
     """
     for norm in norms:
         moments = _Moments(norm.nodes)
-        with evaluating(module, seed):
+        with evaluating(module, seed) as begin:
             for index, batch in enumerate(batches):
+                begin(index)
                 if not run_pass(module, batch, index, moments):
                     raise _strayed("an earlier end")
         with torch.no_grad():

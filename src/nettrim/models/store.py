@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 
@@ -13,20 +14,62 @@ import torch
 from torch import Tensor
 
 _SLAB = 1 << 20  # bytes
+_ALIGNED = 64  # bytes at a multiple of which tensors begin, as torch's own
 _HEADER = 128  # bytes kept for the .npy header, rewritten when the number of rows is known
+
+
+class Memory:
+    """How many bytes of samples all stores that share this hold in memory, of at most `budget` (None: no limit).
+
+    What a tensor took is given back when nothing refers to its numbers any more. A copy in another process starts anew.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget, self.used = budget, 0
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[int | None]]:
+        return Memory, (self.budget,)
+
+    def take(self, size: int) -> bool:
+        """Reserve so many bytes if the budget allows it."""
+        with self._lock:
+            if self.budget is not None and self.used + size > self.budget:
+                return False
+            self.used += size
+            return True
+
+    def give(self, size: int) -> None:
+        """Give so many bytes back."""
+        with self._lock:
+            self.used -= size
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """The rows of `parts`, for which memory was taken, in one tensor; each goes as soon as it is copied."""
+        first, rows = parts[0], sum(len(part) for part in parts)
+        size = rows * first[:1].numel() * first.element_size() if rows else 0
+        buffer = np.empty(size + _ALIGNED, dtype=np.uint8)
+        start = -buffer.ctypes.data % _ALIGNED
+        weakref.finalize(buffer, self.give, size)
+        whole = torch.from_numpy(buffer[start : start + size]).view(first.dtype).view(rows, *first.shape[1:])
+        done = 0
+        while parts:
+            part = parts.pop(0)
+            whole[done : done + len(part)] = part
+            done += len(part)
+        return whole
 
 
 class SampleStore:
     """Tensors that grow row by row.
 
-    While all of them together stay under `memory_budget` bytes (None: no limit) they are plain tensors;
+    While they, and those of all stores with the same `memory`, stay under its budget they are plain tensors;
     what comes after goes to files in a temporary directory. `close` removes them, at the latest when the
     store is collected.
     """
 
-    def __init__(self, memory_budget: int | None = None, directory: Path | None = None) -> None:
-        self.memory_budget = memory_budget
-        self.used = 0
+    def __init__(self, memory: Memory | None = None, directory: Path | None = None) -> None:
+        self.memory = memory or Memory()
         self._files = 0
         self._parent = directory
         self._directory: Path | None = None
@@ -35,13 +78,6 @@ class SampleStore:
     def writer(self, name: str) -> Writer:
         """Begin a tensor."""
         return Writer(self, name)
-
-    def fits(self, size: int) -> bool:
-        """Reserve memory for so many more bytes if the budget allows it."""
-        if self.memory_budget is not None and self.used + size > self.memory_budget:
-            return False
-        self.used += size
-        return True
 
     def path(self, name: str) -> Path:
         """A new file's path, which shows the tensor's name."""
@@ -55,7 +91,7 @@ class SampleStore:
         """Remove the files. Tensors already handed out stay readable until they are dropped."""
         if self._cleaner is not None:
             self._cleaner()
-        self._directory, self._cleaner, self._files, self.used = None, None, 0, 0
+        self._directory, self._cleaner, self._files = None, None, 0
 
 
 class Rows:
@@ -103,22 +139,22 @@ class Writer:
         """Add rows (rows, ...) at the end; all calls agree in dtype and in the other dimensions."""
         self._like = rows[:0]
         self._rows += len(rows)
-        if self._path is None and self.store.fits(rows.numel() * rows.element_size()):
+        if self._path is None and self.store.memory.take(rows.numel() * rows.element_size()):
             self._rows_here.append(rows)
             return
         if self._path is None:
             self._path = self.store.path(self.name)
             self._path.write_bytes(bytes(_HEADER))
             for part in self._rows_here.parts():
-                self.store.used -= part.numel() * part.element_size()
                 self._write(part)
+                self.store.memory.give(part.numel() * part.element_size())
             self._rows_here = Rows()
         self._write(rows)
 
     def finish(self) -> Tensor:
         """The whole tensor. One from a file is mapped copy-on-write: writing to it never reaches the file."""
         if self._path is None:
-            return torch.cat(self._rows_here.parts())
+            return self.store.memory.joined(self._rows_here.parts())
         assert self._like is not None
         array = self._like.numpy()
         shape = (self._rows, *self._like.shape[1:])

@@ -16,7 +16,7 @@ from nettrim.models.chain import plain_chain
 from nettrim.models.flow import flow_of
 from nettrim.models.match import agreed, find_uses
 from nettrim.models.operations import Geometry
-from nettrim.models.running import evaluating, first_output, plain
+from nettrim.models.running import first_output, plain
 from nettrim.models.store import SampleStore
 from nettrim.models.trace import Call, Trace
 from nettrim.models.unfold import matrix_of
@@ -98,8 +98,7 @@ def discover(
 def _reproduced(module: nn.Module, layers: Sequence[Trimmable], trace: Trace, example: Batch, seed: int) -> set[str]:
     """Names of the layers whose captured samples give what they answered."""
     collector = Collector(trace, layers, Positions(_PROOF_POSITIONS, seed), SampleStore())
-    with evaluating(module, seed):
-        collect(module, [example], collector)
+    collect(module, [example], collector, seed)
     samples = collector.samples()
     return {layer.name for layer in layers if _explained(module, layer, samples[layer.name], trace)}
 

@@ -15,12 +15,13 @@ from nettrim.errors import InputError, ModelError, near, should
 from nettrim.models.base import Layer, LayerSamples, Skipped
 from nettrim.models.batches import Batch, normalise_batches
 from nettrim.models.capture import Collector, Positions, collect
+from nettrim.models.fingerprint import operations_digest
 from nettrim.models.folding import fold_all, give_bias
-from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, plain, refusal
+from nettrim.models.running import deep_copy, evaluating, example_trace, first_output, is_random, plain, refusal
 from nettrim.models.selection import select
 from nettrim.models.state import load_into, state_of
 from nettrim.models.statistics import Norm, norms_of, reestimate, stale_after
-from nettrim.models.store import Rows, SampleStore
+from nettrim.models.store import Memory, Rows, SampleStore
 from nettrim.models.structure import discover
 from nettrim.models.unfold import matrix_of, weight_of
 from nettrim.models.weights import Trimmable, check_finite, weights_of, with_bias
@@ -61,7 +62,7 @@ class TorchNetwork:
         check_finite(self.module)
         if device is not None:
             self.module.to(device)
-        self._stores: list[SampleStore] = []
+        self._stores, self._memory = list[SampleStore](), Memory(memory_budget)
         trace, example = example_trace(self.module, self._normalised([example_batch])[0], seed)
         weights = weights_of(self.module)
         chosen = select([weight.candidate for weight in weights], targets, ignore)
@@ -70,12 +71,14 @@ class TorchNetwork:
         self.module, trace, self._plan = fold_all(
             self.module, trace, example, wanted if statistics is None else (), seed
         )
+        self.operations = operations_digest(self.module, trace)
         pairs = list(zip(weights, chosen, strict=True))
         self._structure = discover(self.module, trace, example, pairs, positions=positions, seed=seed)
         if not self._structure.layers:
             reasons = "; ".join(f"{left.name}: {left.reason}" for left in self._structure.left) or "it has no weights"
             be = "a network with a Linear or convolution layer to trim"
             raise ModelError(should("model", be, f"none ({reasons})"))
+        self._random = is_random(self.module, example, seed)
         norms = () if statistics is None else norms_of(self.module, trace)
         uses = {name: [use.node for use in layer.uses] for name, layer in self._structure.layers.items()}
         self._stale_after = stale_after(norms, trace, uses)
@@ -112,11 +115,15 @@ class TorchNetwork:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on what else was changed."""
-        if not self._reestimated:
-            return ()
-        count = sum(batch.size for batch in self._statistics or ())
-        return (f"{len(self._reestimated)} BatchNorms had their statistics re-estimated on {count} samples.",)
+        """Remarks on what else was changed, and on a model that draws random numbers."""
+        notes = []
+        if self._reestimated:
+            count = sum(batch.size for batch in self._statistics or ())
+            notes.append(f"{len(self._reestimated)} BatchNorms had their statistics re-estimated on {count} samples.")
+        if self._random:
+            told = f"it was trimmed for what it draws with seed {self.seed}, and measured on that"
+            notes.append(f"The model draws random numbers in evaluation mode, too: {told}.")
+        return tuple(notes)
 
     def written(self) -> nn.Module:
         """The module with its present weights, and statistics that belong to them."""
@@ -141,7 +148,7 @@ class TorchNetwork:
 
     def new_store(self) -> SampleStore:
         """An empty store for samples, within the memory budget; its files go with `close`."""
-        self._stores.append(SampleStore(self.memory_budget))
+        self._stores.append(SampleStore(self._memory))
         return self._stores[-1]
 
     def capture(self, batches: Sequence[object], names: Sequence[str], first: int = 0) -> dict[str, LayerSamples]:
@@ -156,16 +163,16 @@ class TorchNetwork:
         self._refresh(max((use.node for layer in layers for use in layer.uses), default=-1))
         store = self.new_store()
         collector = Collector(self._structure.trace, layers, Positions(self.positions, self.seed), store)
-        with evaluating(self.module, self.seed):
-            collect(self.module, self._normalised(batches), collector, first)
+        collect(self.module, self._normalised(batches), collector, self.seed, first)
         return collector.samples()
 
     def outputs(self, batches: Sequence[object]) -> Tensor:
         """The first output tensor ("logits" where there is one), (samples, ...), on the CPU."""
         self._refresh()
         found = Rows()
-        with evaluating(self.module, self.seed), torch.no_grad():
+        with evaluating(self.module, self.seed) as begin, torch.no_grad():
             for index, batch in enumerate(self._normalised(batches)):
+                begin(index)
                 try:
                     result = self.module(*batch.args, **batch.kwargs)
                 except Exception as error:

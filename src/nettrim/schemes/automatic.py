@@ -61,9 +61,11 @@ def fitting_executor(
     Processes from 256 neurons on, where loky is installed and the temporary folder has room for what they share; else
     threads where the layers are large, else one. Never more workers than blocks that can run at the same time.
     On a GPU, of `device` or the model's own, it is one thread. `shares`: into how many the blocks are dealt. `alone`:
-    keep to this process, whose memory is counted.
+    one thread, as each block in work takes the memory that a budget grants.
     """
     workers = min(processors(), -(-_at_once(layers, recipe) // shares))
+    if alone:
+        return LocalExecutor(1)
     places = {torch.device(device or "cpu").type, *(layer.weight.device.type for layer in layers)}
     if workers < 2 or places != {"cpu"}:
         return LocalExecutor(1)
@@ -72,7 +74,7 @@ def fitting_executor(
     room = shutil.disk_usage(tempfile.gettempdir()).free
     spawns = find_spec("loky") is not None and not multiprocessing.current_process().daemon
     shared = sum(sizes[layer.name] * layer.weight.element_size() for layer in layers)
-    if not alone and neurons >= _NEURONS * shares and spawns and shared < room / 2:
+    if neurons >= _NEURONS * shares and spawns and shared < room / 2:
         return Processes(workers)
     typical = sum(sizes[layer.name] * len(layer.weight) for layer in layers) / neurons
     return LocalExecutor(workers if typical >= _ELEMENTS else 1)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from nettrim.programs import Program, group_sums
 
+_SLICE = 1 << 20  # numbers that are looked at together
+
 
 @dataclass(frozen=True, eq=False)
 class Zero:
@@ -37,7 +39,7 @@ def presolve(program: Program, memory: int | None = None, before: Reduced | None
     A row at distance zero with zero weights costs nothing and uses nothing of a shared budget, so it is optimal
     whatever the others do; a whole budget group within eps at zero is too.
     """
-    distances = _at_zero(program) if before is None else before.zero
+    distances = at_zero(program) if before is None else before.zero
     met = distances.squares == 0
     if distances.worst is not None:
         met &= distances.worst == 0
@@ -62,13 +64,20 @@ def presolve(program: Program, memory: int | None = None, before: Reduced | None
     return Reduced(kept, rows, columns, distances)
 
 
-def _at_zero(program: Program) -> Zero:
-    gap = (program.lower.clamp(min=0) + program.upper.clamp(max=0)).to(torch.float64)
-    hard = None if program.epsilon is None else program.hard()
-    if hard is None:
-        return Zero(gap.square_().sum(dim=0), None)
-    tight = gap * hard.to(gap.dtype)
-    return Zero(gap.sub_(tight).square_().sum(dim=0), tight.abs_().amax(dim=0))
+def at_zero(program: Program) -> Zero:
+    """How far zero weights are from the bounds of a program, which are read in slices of samples."""
+    squares = torch.zeros(program.shape[0], dtype=torch.float64, device=program.lower.device)
+    worst = torch.zeros_like(squares)
+    strict = program.constraint == "strict" and program.epsilon is not None
+    step = max(1, _SLICE // len(squares))
+    for lower, upper in zip(program.lower.split(step), program.upper.split(step), strict=True):
+        gap = (lower.clamp(min=0) + upper.clamp(max=0)).to(torch.float64)
+        if strict:
+            tight = gap * (lower != upper)
+            gap -= tight
+            worst = torch.maximum(worst, tight.abs_().amax(dim=0))
+        squares += gap.square_().sum(dim=0)
+    return Zero(squares, worst if strict else None)
 
 
 def _used(inputs: Tensor, memory: int | None) -> Tensor:
