@@ -36,6 +36,7 @@ class Outcome:
     nonzeros: Tensor  # (rows,)
     iterations: int
     seconds: float  # CPU, factor included, checks excluded
+    own: Tensor  # (rows,) of these, each neuron's: an equal share with those that iterated beside it
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class PublishedAdmm:
         live = torch.arange(rows)
         accuracy = torch.full((rows,), torch.inf, dtype=torch.float64)
         violation, nonzeros = accuracy.clone(), torch.zeros(rows, dtype=torch.int64)
+        own = torch.zeros_like(accuracy)
         alpha, seconds = self.relaxation, 0.0
         iteration = 0
         while iteration < self.max_iterations and len(live) and seconds < self.limit:
@@ -81,7 +83,9 @@ class PublishedAdmm:
             z = _project(v, lower, upper, hard, epsilon)
             a, b = v - z, u - w
             if iteration % _CHECK_EVERY == 0 or iteration == self.max_iterations:
-                seconds += time.process_time() - clock
+                spent = time.process_time() - clock
+                seconds += spent
+                own[live] += spent / len(live)
                 told = certify(program.rows(live), w.double(), (-self.rho * a).T.double())
                 accuracy[live] = torch.maximum(told.group_gap.abs(), told.group_violation)
                 violation[live] = told.group_violation
@@ -93,7 +97,7 @@ class PublishedAdmm:
                 lower, upper, epsilon = lower[keep], upper[keep], epsilon[keep]
                 hard = None if hard is None else hard[keep]
         seconds += time.process_time() - clock
-        return Outcome(accuracy, violation, nonzeros, iteration, seconds)
+        return Outcome(accuracy, violation, nonzeros, iteration, seconds, own)
 
 
 def natural_rho(program: Program, initial: Tensor) -> float:

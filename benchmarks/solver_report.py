@@ -78,11 +78,13 @@ How it is measured:
   start from, and only that run is charged. Otherwise they, and HiGHS, run as they come.
 - **Form**: where a neuron has more points than inputs and one, SCS, Clarabel and OSQP get its program twice, as stated
   and compressed: a QR factor of the points stands for them, which changes neither optimum nor multipliers. Each form
-  has its own ladder. The faster is charged, neuron by neuron, the compressed one with its QR.
+  has its own ladder. The faster is charged, neuron by neuron, the compressed one with its QR. What a modelling layer
+  would hand them is the program as stated; the aims show that too.
 - **The published ADMM** is written from the papers, batched over the same neurons as ours, in float64 (in float32 it
   stalls far from 1e-4). rho and the over-relaxation alpha, of which the papers do not speak (the authors' earlier code
   has 1.8), are the best of a grid over both on one neuron outside the measured set; the column *form* shows them. The
-  search is not charged, nor are the checks that stop each neuron.
+  search is not charged, nor are the checks that stop each neuron. A neuron's time is its equal share with those that
+  iterate beside it; only neurons that it certifies within 5,000 iterations count.
 - **Accuracy** is judged by our certificate: the larger of gap and violation of the rival's answer as it came, or the
   gap of our repair of it, whichever is better. Ours have to be feasible to 1e-9 in float64 (1e-6 of the responses'
   norm where float32 weights have to meet equations).
@@ -120,6 +122,10 @@ def _aims(cases: list[Data], grown: dict[str, list[Data]]) -> list[str]:
         ratios = [rival["seconds"] / _seconds(case) for case, rival in found]
         told = _range(ratios, [rival for _, rival in found])
         lines.append(f"| {name}: {factor:g} times our time | {told} | {_yes(min(ratios) >= factor)} |")
+        if "runs" in found[0][1]:
+            stated = [_as_stated(rival) / _seconds(case) for case, rival in found]
+            told = f"{_range(stated, [])} | {_yes(min(stated) >= factor)}"
+            lines.append(f"| {name}, its program as stated, without a QR: {factor:g} times our time | {told} |")
         apart = [(_alone(case, name, rival), rival) for case, rival in found]
         apart = [(ratio, rival) for ratio, rival in apart if ratio is not None]
         if apart:
@@ -150,6 +156,12 @@ def _range(ratios: Sequence[float], rivals: Sequence[Data]) -> str:
     more = sum(rival.get("at_least", False) for rival in rivals)
     seen = f"{min(ratios):.1f} to {max(ratios):.1f}, median {statistics.median(ratios):.1f} ({len(ratios)} cases"
     return seen + (f", {more} of them lower bounds)" if more else ")")
+
+
+def _as_stated(rival: Data) -> float:
+    """A rival's seconds a neuron where each gets its program as stated."""
+    forms = [[run, *run.get("others", [])] for run in rival["runs"]]
+    return statistics.mean(next(run for run in tried if run["form"] == "as stated")["seconds"] for tried in forms)
 
 
 def _alone(case: Data, name: str, rival: Data) -> float | None:
