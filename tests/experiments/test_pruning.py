@@ -124,9 +124,10 @@ def test_l1_training_ends_at_exact_zeros():
     assert sum(count_weights(sparse)) < sum(count_weights(plain)) == 100
 
 
-@pytest.mark.parametrize("side", [28, 20])
-def test_the_papers_convolutional_network_has_its_sizes(side):
-    model = cnn(side)
+@pytest.mark.parametrize(("side", "padded", "features"), [(28, False, 512), (28, True, 1568), (20, False, 128)])
+def test_the_papers_convolutional_network_has_its_sizes(side, padded, features):
+    model = cnn(side, padded=padded)
+    assert model[8].in_features == features
     assert model(torch.zeros(2, side * side)).shape == (2, 10)
     assert model[1].weight.shape == (32, 1, 5, 5) and model[4].weight.shape == (32, 32, 5, 5)
     assert model[8].out_features == 512

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -27,14 +27,14 @@ def trained(
     *,
     as_h2o: bool = False,
 ) -> tuple[Callable[[], nn.Sequential], Cell]:
-    """A network of the given hidden widths, or "cnn", trained on `data` and tested; on the run's device.
+    """A network of the given hidden widths, "cnn" or "padded cnn", trained on `data` and tested; on the run's device.
 
     The network comes when it is called for: of an earlier run there may be no more than the numbers.
     `as_h2o`: a perceptron that standardises its inputs and starts as H2O's do.
     """
     device = context.device or "cpu"
-    if hidden == "cnn":
-        model = seeded(cnn, data.side, seed=seed).to(device)
+    if isinstance(hidden, str):
+        model = seeded(partial(cnn, padded=hidden == "padded cnn"), data.side, seed=seed).to(device)
     else:
         classes = int(data.train_labels.max()) + 1
         model = seeded(mlp, (data.train.shape[1], *map(int, hidden), classes), seed=seed)

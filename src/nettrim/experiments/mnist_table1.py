@@ -121,7 +121,7 @@ def run(context: Context) -> Findings:
         f"{column}/{panel}: {title}": found[column, panel, "NT"][key]
         for column in options["columns"] for panel in PANELS if (column, panel, "NT") in found for title, key in _ROWS
     }  # fmt: skip
-    claims = _claims(found, len(options["columns"]))
+    claims = _claims(found, sum(name == _network(name) for name in options["columns"]))
     return Findings(tables, numbers, claims if context.quick else (*claims, *at_their_pruning(found, _paper())))
 
 
@@ -154,7 +154,12 @@ def trim_column(
 
 def _kept(name: str, panel: str, before: int) -> float:
     """The weights that the paper's network keeps, of `before`."""
-    return before * (1 - _paper()[f"{name}/{panel}: Total Pruning (%)"] / 100)
+    return before * (1 - _paper()[f"{_network(name)}/{panel}: Total Pruning (%)"] / 100)
+
+
+def _network(column: str) -> str:
+    """The network of the paper that a column stands for: "CNN-10K" for "CNN-10K padded"."""
+    return column.partition(" ")[0]
 
 
 def _trim(context: Context, data: Images, network: Network, name: str, panel: str, seed: int, method: str) -> Cell:
@@ -162,7 +167,7 @@ def _trim(context: Context, data: Images, network: Network, name: str, panel: st
     column = options["columns"][name]
     calibration = data.train.to(context.device or "cpu")
     how = dict(PAPER if method.startswith("NT") else OURS)
-    if column["hidden"] == "cnn":
+    if isinstance(column["hidden"], str):
         how["targets"] = ("8", "10")  # N retrains the fully connected layers alone
     how["scheme"] = "cascade" if method == CASCADE else "parallel"
     more = {"device": context.device, "tolerance": options["tolerance"], "budget": options["budget"], **how}
@@ -267,9 +272,9 @@ def _table(panel: str, columns: Mapping[str, Any], found: Found) -> Table:
 
 
 def _claims(found: Found, columns: int) -> tuple[Claim, ...]:
-    """What holds in the scenarios (networks and panels) that have run. Only all of them together refute that something
-    happens in some."""
-    cells = {place[:2]: numbers for place, numbers in found.items() if place[2] == "NT"}
+    """What holds in the scenarios (the paper's `columns` networks, two panels) that have run. Only all of them together
+    refute that something happens in some."""
+    cells = {place[:2]: got for place, got in found.items() if place[2] == "NT" and place[0] == _network(place[0])}
     if not cells:
         return ()
     names = sorted({name for name, _ in cells})
@@ -334,14 +339,14 @@ def at_their_pruning(found: Found, paper: Paper) -> list[Claim]:
     claims = []
     for whose, methods in _WHOSE:
         cells = {
-            place[:2]: numbers
-            for place, numbers in found.items()
-            if place[2] in methods and numbers["pruning"] >= paper[f"{place[0]}/{place[1]}: Total Pruning (%)"] - 0.5
+            (name, panel): numbers
+            for (name, panel, method), numbers in found.items()
+            if method in methods and numbers["pruning"] >= paper[f"{_network(name)}/{panel}: Total Pruning (%)"] - 0.5
         }
         if not cells:
             continue
         for title, key in (("NT No FT Acc. (%)", "accuracy"), ("NT + FT Acc. (%)", "tuned accuracy")):
-            theirs = {place: paper[f"{place[0]}/{place[1]}: {title}"] for place in cells}
+            theirs = {place: paper[f"{_network(place[0])}/{place[1]}: {title}"] for place in cells}
             wins = sum(_at_least(got[key], theirs[place]) for place, got in cells.items())
             told = ", ".join(
                 f"{place[0]} ({place[1]}) {got[key]:.2f} against {theirs[place]:.2f} % at {got['pruning']:.1f} % pruned"
