@@ -76,8 +76,8 @@ def show(found: demo.Demo, output: Path, page: Path) -> None:
         _say(demo.EXPLAINED[scheme])
         if number == 2:
             _say(
-                "Each layer keeps the sparsest weights whose responses move by at most epsilon "
-                f"({found.settings.shown:g} of their norm); gap is the proved distance from the best penalty there is."
+                "Each layer gets the weights of least l1 norm whose responses move by at most epsilon "
+                f"({found.settings.shown:g} of their norm); gap is the proved distance from the least there is."
             )
         screen.show_report(trimmed.report)
     _heading("4. What a theorem promises, what was measured")
