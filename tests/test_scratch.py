@@ -19,7 +19,7 @@ import sys, time
 from nettrim.scratch import scratch_folder
 class Owner: pass
 owner = Owner()
-print(scratch_folder(owner, sys.argv[1]), flush=True)
+print(scratch_folder(owner, sys.argv[1])[0], flush=True)
 time.sleep(100)
 """
 
@@ -30,11 +30,11 @@ class Owner:
 
 def test_a_folder_goes_with_its_owner(tmp_path: Path) -> None:
     owner = Owner()
-    folder = scratch_folder(owner, tmp_path)
+    folder, _ = scratch_folder(owner, tmp_path)
     (folder / "file").write_text("x")
     assert folder.name.startswith(f"nettrim-{socket.gethostname()}-{os.getpid()}-") and folder.parent == tmp_path
     other = Owner()
-    assert scratch_folder(other, tmp_path) != folder  # this process's own are not swept
+    assert scratch_folder(other, tmp_path)[0] != folder  # this process's own are not swept
     assert (folder / "file").exists()
     del owner
     assert not folder.exists()
@@ -80,7 +80,7 @@ def test_where_nothing_can_be_locked_nothing_is_swept(tmp_path: Path, monkeypatc
     left.mkdir()
     monkeypatch.setattr(scratch.fcntl, "flock", refuse)
     owner = Owner()
-    folder = scratch_folder(owner, tmp_path)
+    folder, _ = scratch_folder(owner, tmp_path)
     assert folder.exists() and not folder.name.startswith(f"nettrim-{socket.gethostname()}")
     monkeypatch.undo()
     other = Owner()

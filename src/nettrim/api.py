@@ -16,10 +16,10 @@ from torch import nn
 from nettrim.blocks import LayerWork
 from nettrim.blocks.identity import identity
 from nettrim.checkpoint import Checkpoint
-from nettrim.errors import InputError, ModelError, RecipeError, should
+from nettrim.errors import InputError, ModelError, RecipeError, is_whole, should
 from nettrim.executors.base import Executor
 from nettrim.executors.shard import Shard
-from nettrim.layerwise import LayerOutcome
+from nettrim.layerwise import LayerOutcome, check_device
 from nettrim.models.batches import Batch
 from nettrim.models.shrink import Shrunk, shrink
 from nettrim.models.state import model_digest
@@ -196,7 +196,11 @@ def trim(
         "seed": seed,
     }
     recipe = _recipe(recipe, {name: value for name, value in options.items() if name in _given})
-    if not (memory_budget is None or (isinstance(memory_budget, int) and memory_budget >= 1)):
+    check_device(device)
+    if not (executor is None or hasattr(type(executor), "share")):
+        cure = "Make one of nettrim.executors, such as Processes(4)."
+        raise InputError(should("executor", "an executor", repr(executor), cure))
+    if not (memory_budget is None or is_whole(memory_budget, 1)):
         raise InputError(should("memory_budget", "None or a number of bytes >= 1", repr(memory_budget)))
     if checkpoint is None and isinstance(executor, Shard):
         cure = "Give a directory that all shares can write to."

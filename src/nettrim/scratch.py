@@ -9,6 +9,7 @@ import socket
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -16,8 +17,11 @@ except ImportError:  # not a POSIX system: nothing is swept
     fcntl = None
 
 
-def scratch_folder(owner: object, parent: str | os.PathLike[str] | None = None) -> Path:
-    """A new folder in `parent` (None: the system's for temporary files), removed with all in it when `owner` is.
+def scratch_folder(
+    owner: object, parent: str | os.PathLike[str] | None = None
+) -> tuple[Path, weakref.finalize[..., Any]]:
+    """A new folder in `parent` (None: the system's for temporary files), removed with all in it when `owner` is, or
+    when the function returned beside it is called.
 
     This process holds a lock on it while it lives, however it ends. Folders of this user and machine whose lock is free
     were left by processes that were killed, and are removed here. Numbers of processes would not tell: containers may
@@ -31,8 +35,7 @@ def scratch_folder(owner: object, parent: str | os.PathLike[str] | None = None) 
     if lock is not None:  # and not before has it a name that is swept
         unique = folder.name.removeprefix("nettrim-")
         folder = folder.rename(above / f"nettrim-{socket.gethostname()}-{os.getpid()}-{unique}")
-    weakref.finalize(owner, _remove, folder, lock)
-    return folder
+    return folder, weakref.finalize(owner, _remove, folder, lock)
 
 
 def _sweep(above: Path) -> None:

@@ -9,12 +9,12 @@ import typer
 
 from nettrim.cli import screen
 from nettrim.cli.options import Quiet
-from nettrim.cli.running import check_device
 from nettrim.errors import InputError, should
 from nettrim.experiments.run import Reproduced, reproduce
 from nettrim.experiments.settings import names, read_settings
 from nettrim.experiments.verdicts import in_short
 from nettrim.experiments.writing import RESULTS, shown
+from nettrim.layerwise import check_device
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
         return
     if name is None:
         raise InputError(should("NAME", "an experiment", "none", "Known: " + ", ".join(names()) + "."))
-    check_device(device)
+    check_device(device, "--device")
     folder = output or Path("reproduced") / (f"{name}-quick" if quick else name)
     done = reproduce(
         name, folder, quick=quick, only=only or (), device=device, say=(lambda text: None) if quiet else screen.say

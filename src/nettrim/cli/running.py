@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nettrim import api, saving
 from nettrim.cli.opening import Opened
 from nettrim.cli.output import write_page
 from nettrim.errors import InputError, near, should
 from nettrim.executors import Executor, LocalExecutor, Processes, Ray, Shard
+from nettrim.layerwise import check_device
 from nettrim.recipe import Recipe
 from nettrim.results import Listener
 
@@ -39,7 +38,7 @@ class Where:
         spread: bool = False,
     ) -> Where:
         """From the words of the command line. Raises InputError for words that are not known or do not fit."""
-        check_device(device)
+        check_device(device, "--device")
         chosen: Executor | None = None
         if executor == "processes":
             chosen = Processes()
@@ -100,14 +99,3 @@ def save_run(trimmed: api.Trimmed, directory: Path) -> list[str]:
     with saving.new_directory(directory) as temporary:
         trimmed.save(temporary)
         return write_page(trimmed.report, temporary)
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that this machine lacks. Raises InputError."""
-    if device is None:
-        return
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(should("--device", "a device of this machine", f"{device!r} ({first})", "Use cpu.")) from error

@@ -98,7 +98,7 @@ class Processes(OneMachine):
         if folder is not None and not (isinstance(folder, str | os.PathLike) and Path(folder).is_dir()):
             raise InputError(should("folder", "a directory, or None", repr(folder)))
         try:
-            self._folder = scratch_folder(self, folder)
+            self._folder, _ = scratch_folder(self, folder)
         except OSError as error:
             got = f"{folder!r} ({error.strerror})"
             cure = "Name one, or set the environment variable TMPDIR."

@@ -13,6 +13,7 @@ from nettrim.layerwise.joint import price as price
 from nettrim.layerwise.joint import rough_multiplier as rough_multiplier
 from nettrim.layerwise.joint import zero_squares as zero_squares
 from nettrim.layerwise.means import Means as Means
+from nettrim.layerwise.means import check_device as check_device
 from nettrim.layerwise.measure import Measured as Measured
 from nettrim.layerwise.measure import measure as measure
 from nettrim.layerwise.measure import original_responses as original_responses

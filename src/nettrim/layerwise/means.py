@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nettrim.errors import InputError, should
 from nettrim.programs import Program
 from nettrim.solvers import Solution, Start, refit, solve
 
@@ -30,3 +31,14 @@ class Means:
 
 
 HERE = Means()  # on the program's own device
+
+
+def check_device(device: object, name: str = "device") -> None:
+    """Refuse what is no device of this machine; None is the default. Raises InputError, which calls it `name`."""
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device)  # type: ignore[call-overload]  # whatever was given
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(should(name, "a device of this machine", f"{device!r} ({first})", "Use cpu.")) from error

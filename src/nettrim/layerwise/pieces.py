@@ -101,7 +101,7 @@ class _Build:
         """The squared norm of every row's responses, (rows,)."""
         squares = torch.zeros(self.responses.shape[1], dtype=torch.float64, device=self.responses.device)
         for chunk in row_chunks(*self.responses.shape):
-            squares += self.responses[chunk].to(torch.float64).square_().sum(dim=0)
+            squares += self.responses[chunk].to(torch.float64).square().sum(dim=0)
         return squares.cpu()
 
     def _asked(self, program: Program) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nettrim.errors import InputError, should
+from nettrim.scratch import scratch_folder
 
 _SLAB = 1 << 20  # bytes
 _ALIGNED = 64  # bytes at a multiple of which tensors begin, as torch's own
@@ -73,7 +75,7 @@ class SampleStore:
         self._files = 0
         self._parent = directory
         self._directory: Path | None = None
-        self._cleaner: weakref.finalize | None = None
+        self._cleaner: weakref.finalize[..., Any] | None = None
 
     def writer(self, name: str) -> Writer:
         """Begin a tensor."""
@@ -82,8 +84,7 @@ class SampleStore:
     def path(self, name: str) -> Path:
         """A new file's path, which shows the tensor's name."""
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="nettrim-", dir=self._parent))
-            self._cleaner = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+            self._directory, self._cleaner = scratch_folder(self, self._parent)
         self._files += 1
         return self._directory / f"{self._files}-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}.npy"
 
@@ -167,5 +168,10 @@ class Writer:
 
     def _write(self, rows: Tensor) -> None:
         assert self._path is not None
-        with self._path.open("ab") as file:
-            rows.contiguous().numpy().tofile(file)
+        try:
+            with self._path.open("ab") as file:
+                rows.contiguous().numpy().tofile(file)
+        except OSError as error:
+            got = f"a full or broken {str(self._path.parent)!r} ({error})"
+            cure = "Set TMPDIR to a folder with more room, or raise `memory_budget`."
+            raise InputError(should("TMPDIR", "a folder that can hold a layer's samples", got, cure)) from error
